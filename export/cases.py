@@ -1,0 +1,161 @@
+"""Minibatches that a check can't pass by accident.
+
+Policies that differ, every branch of the beta rule, every size, and the edges. They are made from
+rows of the example: whole rows are drawn again, so that actions stay legal, and only what may be
+any number is disturbed.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from klppo_compile.export.graph import Entry, Graph, joined
+
+SIZES = (1, 2, 7, 256, 4096)
+TIMES = (1, 3)
+"""Lengths of the second batch dimension, where there is one."""
+NATS = (0.003, 0.03, 0.3)
+"""Mean KLs that are aimed at."""
+BRANCHES = {"raised": 0.25, "kept": 1.0, "lowered": 4.0}
+"""What beta does, and the target in units of the KL that makes it do that."""
+NEUTRAL = {"beta": 0.5, "increment": 2.0, "decrement": 0.5, "beta_min": 1e-6, "beta_max": 1e6}
+"""Values with which every branch of the beta rule shows."""
+ATTEMPTS = 6
+
+Arrays = dict[str, Tensor]
+Run = Callable[[Arrays, Mapping[str, float]], Arrays]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A minibatch and what the scalars are set to."""
+
+    name: str
+    arrays: Arrays
+    scalars: dict[str, float]
+
+
+class CaseMaker:
+    """Makes the cases of one graph; `run` is the eager graph."""
+
+    def __init__(self, graph: Graph, example: TensorDictBase, run: Run, batch: int) -> None:
+        self.entries = graph.entries
+        self.defaults = {name: float(x) for name, x in graph.scalars().items()}
+        self.dims = graph.batch_dims
+        self.example = example
+        self.run = run
+        self.batch = batch
+        self.random = torch.Generator().manual_seed(0)
+
+    def cases(self) -> Iterator[Case]:
+        """The example as it is, then the random batches, then the edges."""
+        count = self.batch or min(len(self.example), SIZES[-1])
+        yield Case("the example", self._arrays(torch.arange(count) % len(self.example)), {})
+        for i, size in enumerate((self.batch,) * len(SIZES) if self.batch else SIZES):
+            if "beta" not in self.defaults:
+                yield Case(f"random, {size} rows", self._disturbed(size), {})
+                continue
+            for j, branch in enumerate(BRANCHES):
+                nats = NATS[(i + j) % len(NATS)]
+                yield self._random(f"random, {size} rows, beta {branch}", size, nats, branch)
+        if "beta" in self.defaults:
+            yield from self._edges()
+
+    def _random(self, name: str, size: int, nats: float, branch: str) -> Case:
+        """A minibatch of about that KL, its target such that beta takes that branch."""
+        arrays = self._policies(self._disturbed(size), nats)
+        mean_kl = float(self.run(arrays, {})["mean_kl"])
+        scalars = {**NEUTRAL, "dtarg": max(mean_kl, 1e-12) * BRANCHES[branch]}
+        if branch == "kept":
+            others = {"entropy_coeff": 0.03, "critic_coeff": 0.7}
+            scalars |= {name: x for name, x in others.items() if name in self.defaults}
+        return Case(name, arrays, scalars)
+
+    def _edges(self) -> Iterator[Case]:
+        """Equal policies, observations far away, a row that is no number, one row that counts."""
+        size = self.batch or 7
+        same = self._policies(self._disturbed(size), 0.0)
+        yield Case("equal policies", same, {**NEUTRAL})
+        # An action that is a number stays where it was: far from it a ratio has no digits left.
+        numbers = any(e.role == "action" and same[e.name].is_floating_point() for e in self.entries)
+        far = self._disturbed(size, spread=1.0 if numbers else 3.0)
+        yield Case("far observations", self._policies(far, 0.3), {**NEUTRAL})
+        broken = dict(self._policies(self._disturbed(size), 0.03))
+        advantage = next(e.name for e in self.entries if e.role == "advantage")
+        broken[advantage] = broken[advantage].clone()
+        broken[advantage].view(-1)[-1] = torch.nan
+        yield Case("a NaN advantage", broken, {**NEUTRAL})
+        masks = [e.name for e in self.entries if e.role == "mask"]
+        if masks:
+            lone = dict(self._policies(self._disturbed(size), 0.03))
+            for name in masks:
+                lone[name] = torch.zeros_like(lone[name])
+                lone[name][0] = True
+            yield Case("one row that counts", lone, {**NEUTRAL})
+
+    # ---- arrays
+
+    def _arrays(self, rows: Tensor, time: Tensor | None = None) -> Arrays:
+        chosen = self.example[rows] if time is None else self.example[rows][:, time]
+        found = {e.name: chosen.get(e.key).detach().cpu().contiguous() for e in self.entries}
+        return {k: x.float() if x.dtype == torch.float64 else x for k, x in found.items()}
+
+    def _disturbed(self, size: int, spread: float = 0.3) -> Arrays:
+        """Rows drawn again, their observations disturbed, everything free redrawn."""
+        rows = torch.randint(len(self.example), (size,), generator=self.random)
+        time = None
+        if self.dims == 2:
+            length = TIMES[size % len(TIMES)]
+            time = torch.randint(self.example.shape[1], (length,), generator=self.random)
+        arrays = self._arrays(rows, time)
+        for entry in self.entries:
+            x = arrays[entry.name]
+            if entry.role == "observation" and x.is_floating_point():
+                arrays[entry.name] = x + spread * self._noise(x) * self._deviation(entry)
+            elif entry.role == "advantage":
+                arrays[entry.name] = self._noise(x)
+            elif entry.role == "mask":
+                kept = torch.rand(x.shape, generator=self.random) < 0.8
+                kept[0] = True
+                arrays[entry.name] = kept.to(x.dtype)
+        return arrays
+
+    def _policies(self, arrays: Arrays, nats: float) -> Arrays:
+        """Old parameters at about that mean KL from the new, and what belongs to them."""
+        arrays = dict(arrays)
+        new = self.run(arrays, {})
+        old = [e for e in self.entries if e.role == "old_head"]
+        noise = {e.name: self._noise(new[joined(e.key)]) for e in old}
+        size = nats**0.5
+        for _ in range(ATTEMPTS):
+            for e in old:
+                moved = _moved(new[joined(e.key)], size * noise[e.name])
+                arrays[e.name] = moved.to(arrays[e.name].dtype)
+            kl = float(self.run(arrays, {})["mean_kl"])
+            if not old or not nats or 0.5 < kl / nats < 2.0:
+                break
+            size *= (nats / kl) ** 0.5 if 0 < kl < torch.inf else 0.1
+        for e in self.entries:
+            x = arrays[e.name]
+            if e.role == "log_prob":
+                log_prob = new["log_prob"].reshape(x.shape) - 2 * size * self._noise(x)
+                arrays[e.name] = log_prob.to(x.dtype)
+            elif e.role in {"value_target", "state_value"}:
+                away = 1.0 if e.role == "value_target" else self.defaults["clip_value"]
+                arrays[e.name] = new["value"].reshape(x.shape) + away * self._noise(x)
+        return arrays
+
+    def _noise(self, x: Tensor) -> Tensor:
+        return torch.randn(x.shape, generator=self.random)
+
+    def _deviation(self, entry: Entry) -> Tensor:
+        x: Tensor = self.example.get(entry.key).detach().cpu().float()
+        return x.std(tuple(range(self.dims)), correction=0).nan_to_num(1.0, 1.0, 1.0)
+
+
+def _moved(parameter: Tensor, by: Tensor) -> Tensor:
+    """A parameter disturbed: a positive one by a factor, any other by a summand."""
+    return parameter * by.exp() if bool((parameter > 0).all()) else parameter + by

@@ -1,0 +1,155 @@
+"""Checking a file again, later and elsewhere: its bytes, its graph, its numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from klppo_compile.exit_codes import FailedError, MissingRequirementError
+from klppo_compile.export.data import Matched, open_rollout
+from klppo_compile.export.evaluation import padded
+from klppo_compile.export.runtime import OnnxFile, open_file
+
+Arrays = dict[str, NDArray[Any]]
+ROWS = 4096
+"""Rows of the data that go through, where there is no target to make cases from."""
+ALONE = 5
+"""Of them, rows that also go through alone."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check found.
+
+    Attributes:
+        file: that was checked.
+        against: what it was compared with, in words.
+        errors: of each output, relative to the larger of 1 and the value.
+        tolerance: that they are within.
+        notes: what was not checked, and why.
+    """
+
+    file: OnnxFile
+    against: str
+    errors: dict[str, float]
+    tolerance: float
+    notes: tuple[str, ...]
+
+
+def check_file(
+    path: Path,
+    data: Path,
+    *,
+    target: str | None = None,
+    checkpoint: str | None = None,
+    provider: str = "auto",
+    tolerance: float | None = None,
+) -> Checked:
+    """Check a file against the loss it was made from, or, without one, against itself.
+
+    Raises:
+        FailedError: it computes something else, or is of other parameters.
+    """
+    file = open_file(path, provider)
+    tolerance = file.manifest.tolerance if tolerance is None else tolerance
+    notes = [] if file.verified else [f"{path} has no sidecar: its bytes are unverified"]
+    notes += _structure(path, file)
+    if target is not None:
+        errors, against = _against_target(file, data, target, checkpoint, tolerance), target
+    else:
+        notes.append("not compared with PyTorch; give --target for that")
+        with open_rollout(data) as rollout:
+            errors = _against_itself(file, rollout.match(file.manifest))
+        against = "itself row by row, on the CPU"
+    name = max(errors, key=lambda key: errors[key])
+    if not errors[name] <= tolerance:
+        raise FailedError(
+            f"{path} must agree with {against} within {tolerance:g}; its {name} is"
+            f" {errors[name]:.2g} off."
+        )
+    return Checked(file, against, errors, tolerance, tuple(notes))
+
+
+def _structure(path: Path, file: OnnxFile) -> list[str]:
+    try:
+        import onnx
+
+        from klppo_compile.export.structure import check_structure, lint, lint_shapes
+    except ImportError:
+        return ["the graph's structure was not checked: onnx is not installed"]
+    proto = onnx.load_model_from_string(path.read_bytes())
+    check_structure(proto)
+    problems = [*lint(proto), *lint_shapes(proto, file.manifest)]
+    if problems:
+        raise FailedError(f"the graph must pass the lint; {problems[0]}.")
+    return []
+
+
+def _against_target(
+    file: OnnxFile, data: Path, target: str, checkpoint: str | None, tolerance: float
+) -> dict[str, float]:
+    try:
+        from klppo_compile.export.description import parameters_hash
+        from klppo_compile.export.exporting import session_runner
+        from klppo_compile.export.parity import check
+        from klppo_compile.export.preparation import prepare
+        from klppo_compile.export.target import resolve
+    except ModuleNotFoundError as error:
+        raise MissingRequirementError(
+            f"--target needs {error.name}; without it, leave --target out."
+        ) from error
+    found = resolve(target, checkpoint, data)
+    manifest = file.manifest
+    if parameters_hash(found.loss) != manifest.parameters_sha256:
+        raise FailedError(
+            f"{file.path} must be of the target's parameters; {target} has others. Name the"
+            " checkpoint it was exported from with --checkpoint."
+        )
+    prepared = prepare(found.loss, found.example, manifest.graph)
+    names = [entry.name for entry in prepared.reference.entries]
+    if names != [spec.name for spec in manifest.inputs]:
+        raise FailedError(f"{file.path} must have the target's inputs {names}; it has others.")
+    runner = session_runner(file.session, manifest)
+    parity = check(prepared.reference, prepared.example, runner, tolerance, manifest.batch)
+    return parity.require().errors()
+
+
+def _against_itself(file: OnnxFile, matched: Matched) -> dict[str, float]:
+    """The whole batch on this provider, against single rows and the CPU."""
+    units = max(1, min(matched.units, ROWS // matched.inner))
+    arrays = matched.read(0, units)
+    if file.manifest.batch:
+        arrays = {name: x[: file.manifest.batch] for name, x in arrays.items()}
+    count = next(iter(arrays.values())).shape[0]
+    inputs, real = padded(file.manifest, arrays)
+    whole = file.run(inputs)
+    errors = {name: _finite(file, name, x) for name, x in whole.items()}
+    _take(errors, open_file(file.path, "cpu").run(inputs), whole)
+    # A row's own numbers depend on no other row; a loss that is not reduced may, by its advantage.
+    rows = [s.name for s in file.manifest.outputs if s.rows and not s.name.startswith("loss_")]
+    for at in np.linspace(0, count - 1, min(ALONE, count)).astype(int):
+        one, place = padded(file.manifest, {name: x[at : at + 1] for name, x in arrays.items()})
+        alone = {name: x[place] for name, x in file.run(one, rows).items()}
+        _take(errors, alone, {name: whole[name][real][at : at + 1] for name in rows})
+    return errors
+
+
+def _finite(file: OnnxFile, name: str, x: NDArray[Any]) -> float:
+    if np.isnan(x.astype(np.float64)).any():
+        raise FailedError(
+            f"{file.path} must give numbers for this data; its {name} has NaN. Look for NaN in the"
+            " data."
+        )
+    return 0.0
+
+
+def _take(errors: dict[str, float], got: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for name, x in got.items():
+        a, b = x.astype(np.float64), wanted[name].astype(np.float64)
+        same = a == b
+        with np.errstate(invalid="ignore"):
+            error = np.where(same, 0.0, np.abs(a - b) / np.maximum(1.0, np.abs(b)))
+        errors[name] = max(errors.get(name, 0.0), float(error.max(initial=0.0)))

@@ -1,0 +1,142 @@
+"""From a loss to a checked file: the order of the steps."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tensordict import TensorDictBase
+
+from klppo_compile.exit_codes import BadInputError
+from klppo_compile.export import manifest as manifests
+from klppo_compile.export.capture import Captured, capture
+from klppo_compile.export.description import describe
+from klppo_compile.export.gamma import NOTE, needs_gamma
+from klppo_compile.export.manifest import Manifest
+from klppo_compile.export.parity import TOLERANCE, Parity, Runner, check
+from klppo_compile.export.preparation import prepare
+from klppo_compile.loss import KLPENPPOLoss
+
+FORMATS = ("onnx", "pt2", "aoti")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: of the file; `FILE.json` is beside it.
+        manifest: what it says about itself.
+        parity: what its check found; None where none was asked for.
+        size, sha256: of the file.
+        notes: what a reader may not expect.
+    """
+
+    path: Path
+    manifest: Manifest
+    parity: Parity | None
+    size: int
+    sha256: str
+    notes: tuple[str, ...]
+
+
+def export_loss(
+    loss: KLPENPPOLoss,
+    example: TensorDictBase,
+    path: str | Path,
+    *,
+    graph: str = "loss",
+    format: str = "onnx",  # noqa: A002  the command's word
+    opset: int = 20,
+    dtype: str = "float32",
+    batch: int = 0,
+    tolerance: float | None = None,
+    checked: bool = True,
+) -> Exported:
+    """Write the loss's forward, its policy or its critic as one file, after checking it.
+
+    Nothing is written unless the file computes what the loss computes: ONNX Runtime (or the
+    package's own runtime) against eager float32, on the example and on batches made to differ.
+
+    Args:
+        loss: the module; it is not changed.
+        example: a rollout `[B]` or `[B, T]` with every key that the loss reads; its batch
+            dimensions are those of the graph.
+        path: of the file; the sidecar `FILE.json` goes beside it.
+        graph: "loss", "policy" or "critic".
+        format: "onnx", or "pt2" and "aoti", which are code and must be trusted by who loads them.
+        opset: of ONNX, 18 to 21.
+        dtype: of the networks' matrix products, "float32" or "float16"; the loss is in float32.
+        batch: 0 is dynamic; a number fixes it.
+        tolerance: of an output relative to the larger of 1 and its value; default 1e-5, and 2e-2
+            with float16 networks.
+        checked: whether the file is checked; without, its sidecar says so.
+
+    Raises:
+        BadInputError: an argument or an example that doesn't fit, a path that can't be written.
+        CannotError: a model that has no such graph: the message names what and why.
+        FailedError: the graph failed its lint or its check.
+    """
+    path = Path(path)
+    require_ready(format, opset, path)
+    prepared = prepare(loss, example, graph, dtype)
+    captured = capture(prepared.graph, prepared.example, batch)
+    tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
+    manifest = describe(prepared, captured, loss, batch, dtype, tolerance)
+    content, runner, manifest = _write(format, captured, manifest, opset)
+    parity = None
+    if checked:
+        parity = check(prepared.reference, prepared.example, runner, tolerance, batch).require()
+    sidecar = manifests.sidecar_text(manifest, content, parity.errors() if parity else None)
+    beside = manifests.sidecar_path(path)
+    manifests.write_together([(path, content), (beside, sidecar.encode())])
+    digest = manifests.sha256(content)
+    return Exported(path, manifest, parity, len(content), digest, manifest.notes)
+
+
+def require_ready(form: str, opset: int, path: Path) -> None:
+    """Refuse, before any work, a format or opset that is none, and a path that can't be written."""
+    if form not in FORMATS:
+        raise BadInputError(f"the format is one of {', '.join(FORMATS)}; got {form!r}.")
+    if form == "onnx":
+        from klppo_compile.export.onnx_file import check_opset
+
+        check_opset(opset)
+    manifests.require_writable(path)
+
+
+def _write(
+    form: str, captured: Captured, manifest: Manifest, opset: int
+) -> tuple[bytes, Runner, Manifest]:
+    """The file's bytes, a runner of them, and the manifest that is in them."""
+    if form != "onnx":
+        from klppo_compile.export.packages import write_package
+
+        return write_package(form, captured, manifest)
+    from klppo_compile.export import onnx_file
+    from klppo_compile.export.runtime import open_session
+
+    notes = (*manifest.notes, NOTE) if needs_gamma(captured.program) else manifest.notes
+    found = {**manifest.versions, "onnx": version("onnx")}
+    manifest = replace(manifest, opset=opset, versions=found, notes=notes)
+    proto = onnx_file.to_proto(captured, opset, manifest.family)
+    onnx_file.add_defaults(proto, manifest.scalars)
+    content = onnx_file.seal(proto, manifest)
+    session, _ = open_session(content, "cpu", "the graph")
+    return content, session_runner(session, manifest), manifest
+
+
+def session_runner(session: Any, manifest: Manifest) -> Runner:
+    """Runs arrays and scalars through an ONNX Runtime session."""
+    names = list(manifest.output_names())
+
+    def run(
+        arrays: Mapping[str, NDArray[Any]], scalars: Mapping[str, float]
+    ) -> dict[str, NDArray[Any]]:
+        numbers = {name: np.asarray(value, np.float32) for name, value in scalars.items()}
+        return dict(zip(names, session.run(names, {**arrays, **numbers}), strict=True))
+
+    return run

@@ -1,0 +1,63 @@
+"""Limits on a report: a pipeline's yes or no."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One limit.
+
+    Attributes:
+        option: of the command line.
+        number: of the report.
+        upper: the number may not be above the limit; otherwise not below.
+        text: what it limits.
+    """
+
+    option: str
+    number: str
+    upper: bool
+    text: str
+
+
+GATES = (
+    Gate("max-kl", "kl_mean", True, "Largest mean KL, in nats."),
+    Gate("max-row-kl", "kl_max", True, "Largest KL of any row, in nats."),
+    Gate("max-ratio", "ratio_max", True, "Largest ratio of any row."),
+    Gate("min-ess", "ess_fraction", False, "Least effective sample size, as a share of the rows."),
+    Gate("min-entropy", "entropy", False, "Least mean entropy, in nats."),
+    Gate("min-explained-variance", "explained_variance", False, "Least explained variance."),
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A gate, its limit, what was found, and whether it passed."""
+
+    gate: Gate
+    limit: float
+    found: float
+    passed: bool
+
+    def __str__(self) -> str:
+        """One line."""
+        word = "passed" if self.passed else "FAILED"
+        sign = "<=" if self.gate.upper else ">="
+        return f"{word}: {self.gate.number} {self.found:.6g} {sign} {self.limit:g}"
+
+
+def judge(report: Mapping[str, Any], limits: Mapping[str, float]) -> list[Verdict]:
+    """A verdict for every limit, by the options' names; what is not a number never passes."""
+    verdicts = []
+    for gate in GATES:
+        if gate.option not in limits:
+            continue
+        limit, found = limits[gate.option], report.get(gate.number, math.nan)
+        inside = found <= limit if gate.upper else found >= limit
+        # Rows that are no numbers are in no statistic: no gate may pass on the rest.
+        passed = bool(inside) and report["rows_nonfinite"] == 0
+        verdicts.append(Verdict(gate, limit, float(found), passed))
+    return verdicts

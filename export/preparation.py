@@ -1,0 +1,148 @@
+"""Copies of a loss that can be traced, after what can't be exported is refused."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.polynomial.hermite_e import hermegauss
+from tensordict import TensorDictBase
+from torch.distributions import Distribution, Independent
+
+from klppo_compile.coefficients import QUADRATURE_NODES
+from klppo_compile.exit_codes import BadInputError, CannotError
+from klppo_compile.export.capture import frozen_copy
+from klppo_compile.export.graph import GRAPHS, Graph, entries_of
+from klppo_compile.export.half import halve_networks
+from klppo_compile.export.parity import TOLERANCE
+from klppo_compile.inputs import read_minibatch
+from klppo_compile.loss import KLPENPPOLoss
+from klppo_compile.records import Rows
+from klppo_compile.registry import registered_kl
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A graph ready to be traced, and its reference in float32."""
+
+    graph: Graph
+    reference: Graph
+    example: TensorDictBase
+    notes: tuple[str, ...]
+    family: str
+
+
+def prepare(
+    loss: KLPENPPOLoss, example: TensorDictBase, kind: str, dtype: str = "float32"
+) -> Prepared:
+    """Copies of the loss to trace and to compare with, after what can't be exported is refused."""
+    if kind not in GRAPHS:
+        raise BadInputError(f"a graph is one of {', '.join(GRAPHS)}; got {kind!r}.")
+    if dtype not in TOLERANCE:
+        raise BadInputError(f"a dtype is one of {', '.join(TOLERANCE)}; got {dtype!r}.")
+    _refuse_loss(loss, kind)
+    example = _usable_example(example)
+    copied, changed = frozen_copy(loss)
+    notes = []
+    if changed:
+        notes.append(f"exported in evaluation mode; in training mode were {', '.join(changed)}")
+    family = _family(copied, example, kind, notes)
+    reference = _graph(copied, kind, example)
+    if dtype == "float32":
+        return Prepared(reference, reference, example, tuple(notes), family)
+    halved, _ = frozen_copy(copied)
+    halve_networks(halved)
+    notes.append("matrix products of the networks in float16, everything else in float32")
+    return Prepared(_graph(halved, kind, example), reference, example, tuple(notes), family)
+
+
+def _graph(loss: KLPENPPOLoss, kind: str, example: TensorDictBase) -> Graph:
+    return GRAPHS[kind](loss, entries_of(loss, kind, example), example.ndim)
+
+
+def _refuse_loss(loss: Any, kind: str) -> None:
+    if not isinstance(loss, KLPENPPOLoss):
+        hint = ""
+        if type(loss).__module__.startswith("torchrl"):
+            hint = " TorchRL's own branches on kl.mean(); ours, which doesn't, has its constructor."
+        raise BadInputError(
+            f"what is exported is a klppo_compile.KLPENPPOLoss; got {type(loss).__name__}.{hint}"
+        )
+    if kind == "critic" and loss.critic_network is None:
+        raise BadInputError("--graph critic needs a critic; this loss has none.")
+    if isinstance(loss.tensor_keys.action, list) or isinstance(
+        loss.tensor_keys.sample_log_prob, list
+    ):
+        raise CannotError("an action of several keys can't be exported yet; give it one key.")
+    double = [name for name, p in loss.named_parameters() if p.dtype == torch.float64]
+    if double:
+        raise CannotError(
+            f"the graph computes in float32; {double[0]} is float64. Use loss.float()."
+        )
+    norm = loss.advantage_norm
+    if norm is not None and torch.as_tensor(norm.scale()).numel() != 1:
+        raise CannotError(
+            "advantage_norm must have one scale to be exported; this one has several."
+        )
+
+
+def _usable_example(example: Any) -> TensorDictBase:
+    if not isinstance(example, TensorDictBase):
+        raise BadInputError(
+            f"an example is a TensorDict with the loss's keys; got {type(example).__name__}."
+        )
+    if example.ndim == 0 or example.numel() == 0 or 0 in example.batch_size:
+        raise BadInputError(
+            f"an example must have rows; got the batch size {list(example.batch_size)}."
+        )
+    example = example.detach().cpu()
+    return example if example.ndim <= 2 else example.reshape(-1)
+
+
+def _family(loss: KLPENPPOLoss, example: TensorDictBase, kind: str, notes: list[str]) -> str:
+    """The policy's family, after sampled estimates are refused or replaced."""
+    if kind != "loss":
+        missing = [e.key for e in entries_of(loss, kind, example) if example.get(e.key) is None]
+        if missing:
+            raise BadInputError(f"the example lacks {missing[0]!r}, which the network reads.")
+        return getattr(loss.actor_head.kind, "__name__", "distribution")
+    if loss.entropy_method == "sample":
+        nodes, weights = hermegauss(QUADRATURE_NODES)
+        for name, x in (("_nodes", nodes), ("_node_weights", weights / weights.sum())):
+            loss.register_buffer(name, torch.tensor(x), persistent=False)
+    try:
+        with torch.no_grad():
+            batch, _ = read_minibatch(loss, example)
+    except (KeyError, ValueError, RuntimeError) as error:
+        text = error.args[0] if error.args else error
+        raise BadInputError(f"the example doesn't fit the loss: {text}") from error
+    head = batch.policy[0]
+    if isinstance(head.family, Rows):
+        distribution = loss.actor_head.read(loss.actor_head.parameters(example))
+        assert isinstance(distribution, Distribution)
+        return _closed_form(distribution, loss.entropy_bonus)
+    if head.noise is not None:
+        notes.append(
+            f"the entropy of {head.family.name} is a quadrature of {QUADRATURE_NODES} Gauss-Hermite"
+            " nodes, error below 4e-6, not a sample"
+        )
+    return head.family.name
+
+
+def _closed_form(distribution: Distribution, entropy: bool) -> str:
+    base = distribution
+    while isinstance(base, Independent):
+        base = base.base_dist
+    name = type(base).__name__
+    lacks = []
+    if registered_kl(distribution, distribution) is None:
+        lacks.append("KL")
+    if entropy and type(base).entropy is Distribution.entropy:
+        lacks.append("entropy")
+    if lacks:
+        raise CannotError(
+            f"an exported loss has no random numbers; {name} has no closed-form"
+            f" {' and '.join(lacks)}, which the loss estimates by sampling. Use a family that has"
+            " them (Normal, TanhNormal, Categorical, Bernoulli)"
+            + (", or entropy_bonus=False." if lacks == ["entropy"] else ".")
+        )
+    return name

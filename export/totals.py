@@ -1,0 +1,156 @@
+"""What was found of ranges of a rollout's rows, on disk and in memory; it merges."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from klppo_compile.exit_codes import BadInputError
+from klppo_compile.export.statistics import (
+    LogHistogram,
+    Moments,
+    Series,
+    Sum,
+    WorstRows,
+    from_plain,
+    to_plain,
+)
+
+SCHEMA = 1
+
+
+@dataclass
+class Totals:
+    """What was found of a range of rows; every field merges."""
+
+    rows: int = 0
+    """Rows read."""
+    counted: int = 0
+    """Rows that a mask didn't exclude, over all heads' rows."""
+    nonfinite: int = 0
+    """Rows that count and whose numbers are not finite; they are in no other statistic."""
+    masked: int = 0
+    """1 where the graph has a mask."""
+    kl: Sum = field(default_factory=Sum)
+    kl_histogram: LogHistogram = field(default_factory=LogHistogram)
+    kl_worst: WorstRows = field(default_factory=WorstRows)
+    kl_series: Series = field(default_factory=Series)
+    ratio: Moments = field(default_factory=Moments)
+    ratio_sum: Sum = field(default_factory=Sum)
+    ratio_squares: Sum = field(default_factory=Sum)
+    ratio_histogram: LogHistogram = field(default_factory=LogHistogram)
+    log_ratio: Sum = field(default_factory=Sum)
+    entropy: Moments = field(default_factory=Moments)
+    advantage: Moments = field(default_factory=Moments)
+    weighted_advantage: Sum = field(default_factory=Sum)
+    """Of ratio times advantage."""
+    value_rows: int = 0
+    value_nonfinite: int = 0
+    """The critic's rows, as above."""
+    critic: Sum = field(default_factory=Sum)
+    """Of the critic's distances, without their coefficient."""
+    value_error: Moments = field(default_factory=Moments)
+    value_target: Moments = field(default_factory=Moments)
+    value_clipped: int = 0
+
+    def merge(self, other: "Totals") -> None:
+        """Take in another range."""
+        for f in fields(self):
+            mine, theirs = getattr(self, f.name), getattr(other, f.name)
+            if isinstance(mine, int):
+                joined = max(mine, theirs) if f.name == "masked" else mine + theirs
+                setattr(self, f.name, joined)
+            else:
+                mine.merge(theirs)
+
+    def to_json(self) -> dict[str, Any]:
+        """As what JSON can hold."""
+        return {f.name: to_plain(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Totals":
+        """Back again."""
+        empty = cls()
+        return cls(
+            **{
+                f.name: from_plain(type(getattr(empty, f.name)), values[f.name])
+                for f in fields(cls)
+            }
+        )
+
+
+@dataclass
+class Evaluation:
+    """The totals of one or several ranges of a rollout, under one file.
+
+    Attributes:
+        file_sha256: of the exported loss.
+        settings: of it that the report needs.
+        scalars: beta and the coefficients that were used.
+        ranges: of rows, `[start, stop)`.
+        totals: what was found.
+    """
+
+    file_sha256: str
+    settings: dict[str, Any]
+    scalars: dict[str, float]
+    ranges: list[tuple[int, int]]
+    totals: Totals
+
+    def merge(self, other: "Evaluation") -> None:
+        """Take in ranges that another machine evaluated; those of another file are refused."""
+        for name in ("file_sha256", "settings", "scalars"):
+            if getattr(self, name) != getattr(other, name):
+                raise BadInputError(
+                    f"parts of one evaluation must have the same {name.replace('_', ' ')}; they"
+                    " differ. Evaluate all parts with the same file and options."
+                )
+        both = sorted(self.ranges + other.ranges)
+        for (_, stop), (start, _) in pairwise(both):
+            if start < stop:
+                raise BadInputError(
+                    f"parts of one evaluation must not overlap; rows {start}:{stop} are in two."
+                )
+        self.ranges = _joined(both)
+        self.totals.merge(other.totals)
+
+    def to_json(self) -> str:
+        """The report, and the totals for a merge."""
+        values = {
+            "schema": SCHEMA,
+            "file_sha256": self.file_sha256,
+            "settings": self.settings,
+            "scalars": self.scalars,
+            "ranges": self.ranges,
+            "totals": self.totals.to_json(),
+        }
+        return json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> "Evaluation":
+        """Read one back."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values["schema"] != SCHEMA:
+                raise ValueError(f"schema {values['schema']!r}")
+            ranges = [(int(a), int(b)) for a, b in values["ranges"]]
+            totals = Totals.from_json(values["totals"])
+            return cls(
+                str(values["file_sha256"]), values["settings"], values["scalars"], ranges, totals
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise BadInputError(
+                f"{path} must be a result that klppo evaluate saved; got {error!r}."
+            ) from error
+
+
+def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    out: list[tuple[int, int]] = []
+    for start, stop in ranges:
+        if out and out[-1][1] == start:
+            out[-1] = (out[-1][0], stop)
+        else:
+            out.append((start, stop))
+    return out

@@ -1,0 +1,247 @@
+"""Templates of factorised families: a row is the sum of its elements.
+
+Backward recomputes an element; that costs less than keeping it.
+"""
+
+import triton.language as tl
+
+from klppo_compile.kernels.samples import sample_gradients, sum_samples
+from klppo_compile.kernels.specialise import Free
+from klppo_compile.kernels.tiles import columns, counting, inside, load, row_sum, rows, spread
+
+log_prob, kl, entropy, vjp = Free("log_prob"), Free("kl"), Free("entropy"), Free("vjp")
+correction, correction_vjp = Free("correction"), Free("correction_vjp")
+INSIDE = tl.constexpr(0.5)  # lies inside every parameter's domain: what columns past D read
+
+
+def factorised_forward(
+    action,
+    old,
+    new,
+    extra,
+    samples,
+    numbers,
+    out,
+    N,
+    STEPS,
+    SH: tl.constexpr,
+    SN: tl.constexpr,
+    S: tl.constexpr,
+    D: tl.constexpr,
+    BN: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
+    TAIL: tl.constexpr,
+    UNROLL: tl.constexpr,
+    CLIPPED: tl.constexpr,
+    BONUS: tl.constexpr,
+    EXPLAINED: tl.constexpr,
+):
+    """Rows to their outputs and the block's partials.
+
+    old, new: the head's parameters. extra: log_volume [], noise [STEPS, N, D] with strides SN,
+    weights [STEPS]; absent: None.
+    SH: row strides of action, old and new.
+    """
+    log_volume, noise, weights = extra
+    i_n, live = rows(N, BN)
+    b_log_prob = tl.zeros([BN, T, W], tl.float32)
+    b_kl, b_entropy = b_log_prob, b_log_prob
+    whole: tl.constexpr = D - D % (T * W)
+    for j in tl.range(0, whole, T * W, loop_unroll_factor=UNROLL):
+        b = elements(action, old, new, noise, weights, i_n, j, STEPS, SH, SN, whole, T, W, BONUS)
+        b_log_prob, b_kl, b_entropy = b_log_prob + b[0], b_kl + b[1], b_entropy + b[2]
+    b_log_prob, b_kl, b_entropy = row_sum(b_log_prob), row_sum(b_kl), row_sum(b_entropy)
+    if whole < D:
+        # A column or two more would waste most of a whole tile.
+        b = elements(
+            action, old, new, noise, weights, i_n, whole, STEPS, SH, SN, D, TAIL[0], TAIL[1], BONUS
+        )
+        b_log_prob, b_kl = b_log_prob + row_sum(b[0]), b_kl + row_sum(b[1])
+        b_entropy = b_entropy + row_sum(b[2])
+    if log_volume is not None:
+        volume = tl.load(log_volume).to(tl.float32)
+        b_log_prob, b_entropy = b_log_prob - volume, b_entropy + volume
+    sum_samples(
+        b_log_prob,
+        b_kl,
+        b_entropy,
+        i_n,
+        live,
+        samples,
+        numbers,
+        out,
+        N,
+        S,
+        BN,
+        CLIPPED,
+        BONUS,
+        EXPLAINED,
+    )
+
+
+def elements(
+    action,
+    old,
+    new,
+    noise,
+    weights,
+    i_n,
+    j,
+    STEPS,
+    SH: tl.constexpr,
+    SN: tl.constexpr,
+    END: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
+    BONUS: tl.constexpr,
+):
+    """Log-prob, KL and entropy of the elements in the columns from j: tiles, 0 from END on."""
+    i_d = columns(j, T, W)
+    valid = inside(i_d, END, T, W)
+    b_action = load(action + (spread(i_n) * SH[0] + i_d), valid, INSIDE)
+    b_old, b_new = head(old, new, i_n, i_d, valid, SH)
+    b_entropy = tl.zeros([1, T, W], tl.float32)
+    if BONUS:
+        b_entropy = entropy(*b_new)
+        if noise is not None:
+            b_at = noise + (spread(i_n) * SN[1] + i_d * SN[2])
+            for s in range(0, STEPS):
+                b_more = correction(load(b_at, valid, 0.0), *b_new)
+                b_entropy += tl.load(weights + s).to(tl.float32) * b_more
+                b_at += SN[0]
+    b_log_prob = tl.where(valid, log_prob(b_action, *b_new), 0.0)
+    return b_log_prob, tl.where(valid, kl(*b_old, *b_new), 0.0), tl.where(valid, b_entropy, 0.0)
+
+
+def factorised_backward(
+    action,
+    old,
+    new,
+    extra,
+    samples,
+    grads,
+    kept,
+    d_new,
+    d_value,
+    N,
+    STEPS,
+    SH: tl.constexpr,
+    SN: tl.constexpr,
+    S: tl.constexpr,
+    SG: tl.constexpr,
+    D: tl.constexpr,
+    BN: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
+    TAIL: tl.constexpr,
+    UNROLL: tl.constexpr,
+    CLIPPED: tl.constexpr,
+):
+    """Gradients of the new parameters [N, D] and of the value. kept: metrics, log_prob [N]."""
+    metrics, row_log_prob = kept
+    i_n, live = rows(N, BN)
+    b_g = sample_gradients(
+        tl.load(row_log_prob + i_n), i_n, live, samples, grads, metrics, d_value, S, SG, BN, CLIPPED
+    )
+    b_counts = None
+    if samples[6] is not None:
+        b_counts = counting(live, samples[6], i_n, S[6])
+    whole: tl.constexpr = D - D % (T * W)
+    for j in tl.range(0, whole, T * W, loop_unroll_factor=UNROLL):
+        pull_back(
+            action,
+            old,
+            new,
+            extra,
+            b_g,
+            b_counts,
+            d_new,
+            i_n,
+            live,
+            j,
+            STEPS,
+            SH,
+            SN,
+            D,
+            whole,
+            T,
+            W,
+        )
+    if whole < D:
+        pull_back(
+            action,
+            old,
+            new,
+            extra,
+            b_g,
+            b_counts,
+            d_new,
+            i_n,
+            live,
+            whole,
+            STEPS,
+            SH,
+            SN,
+            D,
+            D,
+            TAIL[0],
+            TAIL[1],
+        )
+
+
+def pull_back(
+    action,
+    old,
+    new,
+    extra,
+    b_g,
+    b_counts,
+    d_new,
+    i_n,
+    live,
+    j,
+    STEPS,
+    SH: tl.constexpr,
+    SN: tl.constexpr,
+    D: tl.constexpr,
+    END: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
+):
+    """Store the gradients of the columns from j up to END."""
+    _, noise, weights = extra
+    b_g_log_prob, b_g_kl, b_g_entropy = spread(b_g[0]), spread(b_g[1]), spread(b_g[2])
+    i_d = columns(j, T, W)
+    valid = inside(i_d, END, T, W)
+    b_action = load(action + (spread(i_n) * SH[0] + i_d), valid, INSIDE)
+    b_old, b_new = head(old, new, i_n, i_d, valid, SH)
+    b_d = vjp(b_g_log_prob, b_g_kl, b_g_entropy, b_action, *b_old, *b_new)
+    if noise is not None:
+        b_at = noise + (spread(i_n) * SN[1] + i_d * SN[2])
+        for s in range(0, STEPS):
+            b_weighted = b_g_entropy * tl.load(weights + s).to(tl.float32)
+            b_d = plus(b_d, correction_vjp(b_weighted, load(b_at, valid, 0.0), *b_new))
+            b_at += SN[0]
+    for k in tl.static_range(len(b_d)):
+        b_one = b_d[k]
+        if b_counts is not None:
+            b_one = tl.where(spread(b_counts), b_one, 0.0)
+        tl.store(d_new[k] + (spread(i_n) * D + i_d), b_one, mask=spread(live) & valid)
+
+
+def head(old, new, i_n, i_d, valid, SH: tl.constexpr):
+    """Tiles of the old and the new parameters."""
+    b_old, b_new = (), ()
+    for k in tl.static_range(len(old)):
+        b_old = b_old + (load(old[k] + (spread(i_n) * SH[1 + k] + i_d), valid, INSIDE),)
+        b_new = b_new + (load(new[k] + (spread(i_n) * SH[1 + len(old) + k] + i_d), valid, INSIDE),)
+    return b_old, b_new
+
+
+def plus(x, y):
+    """Sums of two tuples, entry by entry."""
+    out = ()
+    for k in tl.static_range(len(x)):
+        out = out + (x[k] + y[k],)
+    return out

@@ -1,0 +1,290 @@
+"""What every shipped kernel costs on every target: `python -m klppo_compile.kernels.report`.
+
+No GPU is needed: it launches the loss on tensors without data and compiles what would run. Rows are
+saved as JSON lines; `baseline.json` holds the instruction counts that `check` compares with. What
+grows on purpose is refreshed with `--refresh`.
+"""
+
+import argparse
+import functools
+import inspect
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from klppo_compile.distributions import FAMILIES
+from klppo_compile.kernels import factorised, launch, tiling
+from klppo_compile.kernels.layout import Problem, Static, problem
+from klppo_compile.kernels.machine_code import CHIPS, Cost, compile_for
+from klppo_compile.records import Factorised, Family, Softmax
+
+REFRESH = "`python -m klppo_compile.kernels.report --refresh`"
+BASELINE = Path(__file__).with_name("baseline.json")
+LARGE, MEDIUM, SMALL = 1 << 20, 1 << 16, 1 << 12
+NUMBERS = (1.0, 0.2, float("inf"), 0.01, 0.01, 2.0, 0.5, 1e-6, 1e6)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One workload; `masks`: with row masks, a proximal policy, and losses per row."""
+
+    family: str
+    N: int
+    D: int
+    K: int = 1
+    dtype: str = "float32"
+    masks: bool = False
+
+    def problem(self) -> Problem:
+        """It, on tensors without data."""
+        family = FAMILIES[self.family]
+
+        def rows(dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(self.N, dtype=dtype, device="meta")
+
+        softmax = isinstance(family, Softmax)
+        size = (self.N, self.K, self.D) if softmax else (self.N, self.D)
+        head = [
+            torch.empty(size, dtype=DTYPES[self.dtype], device="meta") for _ in family.parameters
+        ]
+        action = torch.empty(
+            size[:2], dtype=torch.int64 if softmax else torch.float32, device="meta"
+        )
+        noise = isinstance(family, Factorised) and family.correction is not None
+        extra = (
+            tuple(torch.empty(s, device="meta") for s in ((), (16, 1, 1), (16,)))
+            if noise
+            else (None,) * 3
+        )
+        mask = rows(torch.bool) if self.masks else None
+        samples = (
+            rows(),
+            rows(),
+            rows(),
+            rows(),
+            rows(),
+            rows() if self.masks else None,
+            mask,
+            mask,
+        )
+        return problem(family, action, head, list(head), extra, samples)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel of one case on one chip.
+
+    Per row of the minibatch: instructions of a warp, or None where it loops and the assembly
+    doesn't say over what (AMD); and least bytes. A loop over noise counts once.
+    """
+
+    kernel: str
+    case: Case
+    chip: str
+    cost: Cost
+    blocks: int
+    per_row: float | None
+    bytes_per_row: float
+
+    @property
+    def key(self) -> str:
+        """The name it has in the baseline."""
+        c = self.case
+        masks = " masks" if c.masks else ""
+        return f"{self.chip} {self.kernel} {c.family} N={c.N} K={c.K} D={c.D} {c.dtype}{masks}"
+
+    @property
+    def issue_bound(self) -> float:
+        """Bytes per second that instructions allow, at one per scheduler and cycle; or NaN."""
+        if not self.per_row:
+            return float("nan")
+        chip = CHIPS[self.chip]
+        return self.bytes_per_row / self.per_row * chip.units * 4 * chip.clock
+
+
+def cases(families: Iterable[Family] | None = None) -> Iterator[Case]:
+    """Every family at the sizes where its tile changes."""
+    for family in FAMILIES.values() if families is None else families:
+        if "triton" not in family.backends:
+            continue
+        softmax = isinstance(family, Softmax)
+        for D in (2, 6, 17, 18, 33, 256, 1024) if softmax else (1, 6, 17, 32, 64, 512):
+            yield Case(family.name, LARGE, D)
+            yield Case(family.name, SMALL, D)
+            yield Case(family.name, LARGE, D, dtype="bfloat16")
+            yield Case(family.name, LARGE, D, masks=True)
+        yield Case(family.name, MEDIUM, D)
+        yield Case(family.name, LARGE, D, dtype="float16")
+        if softmax:
+            yield Case(family.name, LARGE, 7, K=4)
+            for dtype in DTYPES:
+                for N, D in ((8192, 131072), (8, 131072), (8192, 50257)):
+                    yield Case(family.name, N, D, dtype=dtype)
+
+
+def measure(case: Case, chip: str) -> list[Row]:
+    """Compile what the case launches."""
+    rows = []
+    p = case.problem()
+
+    def run(kernel: Any, grid: tuple[int, ...], threads: int, *args: Any) -> None:
+        cost = cost_of(chip, kernel, args, threads)
+        blocks = functools.reduce(lambda x, y: x * y, grid)
+        per_row = executed(cost, sweeps(kernel.fn.__name__, p, args))
+        per_row = per_row and per_row * cost.warps * blocks / case.N
+        rows.append(
+            Row(
+                kernel.fn.__name__,
+                case,
+                chip,
+                cost,
+                blocks,
+                per_row,
+                least_bytes(kernel.fn.__name__, p),
+            )
+        )
+
+    static = Static("none" if case.masks else "mean", "smooth_l1", True, True, True)
+    beta, g = (
+        torch.empty((), device="meta"),
+        torch.empty(case.N if case.masks else 1, device="meta"),
+    )
+    out = launch.forward(p, (beta, *NUMBERS), static, run)
+    launch.backward(p, (g, g, g), (out.metrics, out.log_prob, out.kept), static, run)
+    return rows
+
+
+def sweeps(kernel: str, p: Problem, args: tuple[Any, ...]) -> int:
+    """How often the outer loop of a kernel runs."""
+    if kernel == "streaming_softmax":
+        return int(args[4])
+    if kernel in {"factorised_forward", "factorised_backward"}:
+        names = inspect.signature(getattr(factorised, kernel)).parameters
+        given = dict(zip(names, args, strict=False))
+        return 1 if given["UNROLL"] > 1 else max(1, p.D // (given["T"] * given["W"]))
+    return p.K
+
+
+def executed(cost: Cost, sweeps: int) -> float | None:
+    """Instructions that a warp executes, its outer loop run so often."""
+    if sweeps == 1:
+        return cost.instructions
+    if not cost.loops:
+        return None
+    return cost.instructions + (sweeps - 1) * max(cost.loops)
+
+
+def cost_of(chip: str, kernel: Any, args: tuple[Any, ...], threads: int) -> Cost:
+    """Compile with the options of a launch on that chip."""
+    wave = CHIPS[chip].target.warp_size
+    return compile_for(chip, kernel, args, **tiling.options(threads, wave))
+
+
+def least_bytes(kernel: str, p: Problem) -> float:
+    """Bytes that a row's inputs and outputs take, each once."""
+    head = sum(x.element_size() for x in (*p.old, *p.new)) * p.K * p.D
+    action = p.action.element_size() * (p.K if p.softmax else p.D)
+    rows = sum(x.element_size() for x in p.rows if x is not None)
+    kept = 20 * p.K if p.softmax else 0
+    if kernel.endswith("backward"):
+        gradients = sum(x.element_size() for x in p.new) * p.K * p.D + 4
+        return head + action + rows + kept + 4 + gradients
+    if kernel.endswith("forward"):
+        return head + action + rows + kept + 12
+    return {"streaming_softmax": head, "streaming_close": rows + kept + 12}.get(kernel, 0) or 1.0
+
+
+def line(row: Row) -> str:
+    """One line of the table."""
+    c, cost = row.case, row.cost
+    size = f"N={c.N} D={c.D}" + (f" K={c.K}" if c.K > 1 else "") + (" masks" if c.masks else "")
+    loops = f" loops {','.join(map(str, cost.loops))}" if cost.loops else ""
+    return (
+        f"{row.chip:7s}{row.kernel:20s}{c.family:12s}{size:26s}{c.dtype:9s}"
+        f"registers {cost.registers:3d} spills {cost.spills} stack {cost.stack} "
+        f"shared {cost.shared} instructions {cost.instructions} "
+        f"per row {row.per_row or math.nan:.1f} "
+        f"occupancy {cost.occupancy(CHIPS[row.chip]):.2f} loads {cost.loads} stores {cost.stores} "
+        f"issue-bound {row.issue_bound / 1e12:.1f} TB/s of {row.bytes_per_row:.0f} B{loops}"
+    )
+
+
+def check(rows: Iterable[Row]) -> list[str]:
+    """What is wrong: spills, and counts beyond the baseline, under the Triton that wrote it."""
+    baseline = json.loads(BASELINE.read_text(encoding="utf-8"))
+    same = baseline["triton"] == triton.__version__
+    faults = []
+    for row in rows:
+        if row.cost.spills or (row.cost.stack and row.chip != "gfx942"):
+            faults.append(
+                f"{row.key} spills registers: {row.cost.spills} loads and stores, "
+                f"{row.cost.stack} bytes of stack"
+            )
+        if not same:
+            continue
+        known = baseline["instructions"].get(row.key)
+        if known is None:
+            faults.append(f"{row.key} has no baseline. Add it by {REFRESH}.")
+        elif row.cost.instructions > known:
+            faults.append(
+                f"{row.key} takes {row.cost.instructions} instructions, {known} in the baseline. "
+                f"If that is the price of something, say so by {REFRESH}."
+            )
+    return faults
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table; exit 1 on spills or on growth."""
+    parser = argparse.ArgumentParser(
+        prog="klppo_compile.kernels.report", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--chips", nargs="+", choices=list(CHIPS), default=list(CHIPS))
+    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
+    parser.add_argument("--columns", type=int, nargs="+", help="only these elements or actions")
+    parser.add_argument("--save", type=Path, help="append each row to this file, as JSON lines")
+    parser.add_argument("--refresh", action="store_true", help="write these counts to the baseline")
+    options = parser.parse_args(arguments)
+    rows = []
+    for chip in options.chips:
+        for case in cases([FAMILIES[name] for name in options.families]):
+            if options.columns and case.D not in options.columns:
+                continue
+            for row in measure(case, chip):
+                rows.append(row)
+                print(line(row), flush=True)  # noqa: T201 (a report prints its table)
+                if options.save:
+                    with options.save.open("a", encoding="utf-8") as file:
+                        file.write(
+                            json.dumps(asdict(row) | {"issue_bound": row.issue_bound}) + "\n"
+                        )
+    if options.refresh:
+        refresh(rows)
+    faults = check(rows)
+    print("\n".join(faults) or "no spills; no count beyond the baseline", file=sys.stderr)  # noqa: T201
+    return int(bool(faults))
+
+
+def refresh(rows: Iterable[Row]) -> None:
+    """Write the rows' counts to the baseline; others stay, unless another Triton wrote them."""
+    known = json.loads(BASELINE.read_text(encoding="utf-8")) if BASELINE.exists() else {}
+    same = known.get("triton") == triton.__version__
+    counts = (known["instructions"] if same else {}) | {
+        row.key: row.cost.instructions for row in rows
+    }
+    text = json.dumps(
+        {"triton": triton.__version__, "instructions": dict(sorted(counts.items()))}, indent=0
+    )
+    BASELINE.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""Templates of softmax families: a row's moments, summed over its actions, then closed.
+
+K heads per row are added up. What a head's row keeps for backward, [5, N * K] float32: old and new
+log-normaliser, entropy, m, and the shift of the constants.
+"""
+
+import triton.language as tl
+
+from klppo_compile.kernels.samples import sample_gradients, sum_samples
+from klppo_compile.kernels.specialise import Free
+from klppo_compile.kernels.tiles import columns, counting, load, row_max, row_sum, rows, spread
+from klppo_compile.kernels.vocabulary import exp, log
+
+moments, close, vjp = Free("moments"), Free("close"), Free("vjp")
+LOWEST = tl.constexpr(float("-inf"))
+
+
+def softmax_forward(
+    action,
+    old,
+    new,
+    samples,
+    numbers,
+    out,
+    kept,
+    N,
+    SH: tl.constexpr,
+    S: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    BN: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
+    CLIPPED: tl.constexpr,
+    BONUS: tl.constexpr,
+    EXPLAINED: tl.constexpr,
+):
+    """Up to a few thousand actions: one sweep for the maxima, one for the moments.
+
+    SH: strides of row and head for action [N, K], old and new [N, K, D].
+    """
+    i_n, live = rows(N, BN)
+    b_log_prob = tl.zeros([BN], tl.float32)
+    b_kl, b_entropy = b_log_prob, b_log_prob
+    for k in range(0, K):
+        o_old, o_new = spread(i_n) * SH[2] + k * SH[3], spread(i_n) * SH[4] + k * SH[5]
+        b_old_top = tl.full([BN, T, W], LOWEST, tl.float32)
+        b_top = b_old_top
+        for j in tl.static_range(0, D, T * W):
+            i_a = columns(j, T, W)
+            b_old_top = tl.maximum(b_old_top, load(old + (o_old + i_a), i_a < D, LOWEST))
+            b_top = tl.maximum(b_top, load(new + (o_new + i_a), i_a < D, LOWEST))
+        b_old_top, b_top = row_max(b_old_top), row_max(b_top)
+        b_q = tl.zeros([BN, T, W], tl.float32)
+        b_p, b_u, b_psi, b_y = b_q, b_q, b_q, b_q
+        for j in tl.static_range(0, D, T * W):
+            i_a = columns(j, T, W)
+            b_old, b_new = (
+                load(old + (o_old + i_a), i_a < D, LOWEST),
+                load(new + (o_new + i_a), i_a < D, LOWEST),
+            )
+            x, y = b_old - spread(b_old_top), b_new - spread(b_top)
+            p = exp(y)
+            q, p, u, psi_u, y = moments(
+                exp(x), p, p, (b_old - b_new) - spread(b_old_top - b_top), y
+            )
+            b_q, b_p, b_u, b_psi, b_y = b_q + q, b_p + p, b_u + u, b_psi + psi_u, b_y + y
+        q, p = row_sum(b_q), row_sum(b_p)
+        b_closed = close_head(
+            action,
+            new,
+            b_old_top,
+            b_top,
+            log(q),
+            log(p),
+            row_sum(b_u) / q,
+            row_sum(b_psi) / q,
+            row_sum(b_y) / p,
+            kept,
+            i_n,
+            k,
+            live,
+            N,
+            SH,
+            K,
+            D,
+        )
+        b_log_prob, b_kl, b_entropy = (
+            b_log_prob + b_closed[0],
+            b_kl + b_closed[1],
+            b_entropy + b_closed[2],
+        )
+    sum_samples(
+        b_log_prob,
+        b_kl,
+        b_entropy,
+        i_n,
+        live,
+        samples,
+        numbers,
+        out,
+        N,
+        S,
+        BN,
+        CLIPPED,
+        BONUS,
+        EXPLAINED,
+    )
+
+
+def close_head(
+    action,
+    new,
+    b_old_ref,
+    b_ref,
+    log_q,
+    log_p,
+    u,
+    psi_u,
+    y,
+    kept,
+    i_n,
+    k,
+    live,
+    N,
+    SH: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+):
+    """Log-prob, KL and entropy of a head's rows; what backward needs is kept.
+
+    An action out of range has the log-prob NaN.
+    """
+    b_action = tl.load(action + (i_n * SH[0] + k * SH[1])).to(tl.int64)
+    b_at = tl.minimum(tl.maximum(b_action, 0), D - 1)
+    b_picked = tl.load(new + (i_n * SH[4] + k * SH[5] + b_at)).to(tl.float32) - b_ref
+    b_picked = tl.where(b_action == b_at, b_picked, float("nan"))
+    b_log_prob, b_kl, b_entropy, b_m = close(b_picked, log_q, log_p, u, psi_u, y)
+    b_kept = (b_old_ref + log_q, b_ref + log_p, b_entropy, b_m, b_old_ref - b_ref)
+    for i in tl.static_range(5):
+        tl.store(kept + (i * (N.to(tl.int64) * K) + i_n * K + k), b_kept[i], mask=live)
+    return b_log_prob, b_kl, b_entropy
+
+
+def softmax_backward(
+    action,
+    old,
+    new,
+    samples,
+    grads,
+    kept,
+    d_new,
+    d_value,
+    N,
+    SH: tl.constexpr,
+    S: tl.constexpr,
+    SG: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    BN: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    CLIPPED: tl.constexpr,
+):
+    """Gradient of the logits [N, K, D], elementwise given the row's values, and of the value.
+
+    A program takes CHUNKS chunks of its rows; where those are all (GROUPS = 1), of all heads.
+    kept: metrics, log_prob, rows [5, N K].
+    """
+    metrics, row_log_prob, row_kept = kept
+    i_n, live = rows(N, BN)
+    b_g_log_prob, b_g_kl, b_g_entropy = sample_gradients(
+        tl.load(row_log_prob + i_n), i_n, live, samples, grads, metrics, d_value, S, SG, BN, CLIPPED
+    )
+    b_g_log_prob, b_g_kl, b_g_entropy = spread(b_g_log_prob), spread(b_g_kl), spread(b_g_entropy)
+    b_counts = spread(counting(live, samples[6], i_n, S[6]))
+    first = tl.program_id(1) // GROUPS
+    heads: tl.constexpr = K if GROUPS == 1 else 1
+    for k in range(first, first + heads):
+        o_kept, size = i_n * K + k, N.to(tl.int64) * K
+        b_old_lse, b_lse = tl.load(row_kept + o_kept), tl.load(row_kept + (size + o_kept))
+        b_entropy, b_m = (
+            tl.load(row_kept + (2 * size + o_kept)),
+            tl.load(row_kept + (3 * size + o_kept)),
+        )
+        b_shift = tl.load(row_kept + (4 * size + o_kept))
+        b_action = tl.load(action + (i_n * SH[0] + k * SH[1])).to(tl.int64)
+        b_action = spread(tl.minimum(tl.maximum(b_action, -1), D).to(tl.int32))
+        for j in tl.static_range(0, CHUNKS):
+            i_a = columns(((tl.program_id(1) % GROUPS) * CHUNKS + j) * (T * W), T, W)
+            valid = i_a < D
+            b_old = load(old + (spread(i_n) * SH[2] + k * SH[3] + i_a), valid, 0.0)
+            b_new = load(new + (spread(i_n) * SH[4] + k * SH[5] + i_a), valid, 0.0)
+            b_d = vjp(
+                b_g_log_prob,
+                b_g_kl,
+                b_g_entropy,
+                spread(b_entropy),
+                spread(b_m),
+                i_a == b_action,
+                b_old - spread(b_old_lse),
+                b_new - spread(b_lse),
+                (b_old - b_new) - spread(b_shift),
+            )
+            if samples[6] is not None:
+                b_d = tl.where(b_counts, b_d, 0.0)
+            tl.store(d_new + ((spread(i_n) * K + k) * D + i_a), b_d, mask=spread(live) & valid)

@@ -1,0 +1,168 @@
+"""Templates of vocabularies: a row of logits is read once, by one program or by several."""
+
+import triton.language as tl
+
+from klppo_compile.kernels.samples import sum_samples
+from klppo_compile.kernels.softmax import LOWEST, close_head
+from klppo_compile.kernels.specialise import Free
+from klppo_compile.kernels.tiles import columns, load, row_max, rows
+from klppo_compile.kernels.vocabulary import exp, log
+
+moments = Free("moments")
+
+
+def streaming_softmax(
+    action,
+    old,
+    new,
+    partial,
+    STEPS,
+    SH: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
+):
+    """One pass over STEPS chunks of one row, with the maxima of the action's chunk for constants.
+
+    partial [heads' rows, programs on a row, 9]: both constants, both maxima, sums of q, p, q u,
+    q psi(u), p y.
+    """
+    i_r = tl.program_id(0).to(tl.int64)
+    i_n, k = i_r // K, i_r % K
+    o_old, o_new = i_n * SH[2] + k * SH[3], i_n * SH[4] + k * SH[5]
+    b_action = tl.load(action + (i_n * SH[0] + k * SH[1])).to(tl.int64)
+    home = (tl.minimum(tl.maximum(b_action, 0), D - 1) // (T * W)).to(tl.int32)
+    i_a = columns(home * (T * W), T, W)
+    old_ref = tl.max(row_max(load(old + (o_old + i_a), i_a < D, LOWEST)), 0)
+    ref = tl.max(row_max(load(new + (o_new + i_a), i_a < D, LOWEST)), 0)
+    # Any constants are exact, but infinite ones.
+    old_ref, ref = tl.where(old_ref > LOWEST, old_ref, 0.0), tl.where(ref > LOWEST, ref, 0.0)
+    first = tl.program_id(1) * STEPS
+    last = tl.minimum(first + STEPS, tl.cdiv(D, T * W))
+    # It begins where it has just read.
+    chunk = tl.where((first <= home) & (home < last), home, first)
+    b_q = tl.zeros([1, T], tl.float32)
+    b_p, b_u, b_psi, b_y, b_old_top, b_top = b_q, b_q, b_q, b_q, b_q, b_q
+    for _ in range(first, last):
+        i_a = columns(chunk * (T * W), T, W)
+        b_old, b_new = (
+            load(old + (o_old + i_a), i_a < D, LOWEST),
+            load(new + (o_new + i_a), i_a < D, LOWEST),
+        )
+        x, y, u = b_old - old_ref, b_new - ref, (b_old - b_new) - (old_ref - ref)
+        old_top, top = tl.maximum(b_old_top, tl.max(x, 2)), tl.maximum(b_top, tl.max(y, 2))
+        f, g = exp(b_old_top - old_top), exp(b_top - top)
+        p = exp(y - top[:, :, None])
+        r = p * exp(top - old_top)[:, :, None]
+        q, p, u, psi_u, y = moments(exp(x - old_top[:, :, None]), p, r, u, y)
+        b_q, b_u, b_psi = (
+            f * b_q + tl.sum(q, 2),
+            f * b_u + tl.sum(u, 2),
+            f * b_psi + tl.sum(psi_u, 2),
+        )
+        b_p, b_y = g * b_p + tl.sum(p, 2), g * b_y + tl.sum(y, 2)
+        b_old_top, b_top = old_top, top
+        chunk = tl.where(chunk + 1 < last, chunk + 1, first)
+    old_top, top = tl.max(tl.max(b_old_top, 1), 0), tl.max(tl.max(b_top, 1), 0)
+    f, g = exp(b_old_top - old_top), exp(b_top - top)
+    b_out = (
+        old_ref,
+        ref,
+        old_top,
+        top,
+        total(f * b_q),
+        total(g * b_p),
+        total(f * b_u),
+        total(f * b_psi),
+        total(g * b_y),
+    )
+    o_out = (i_r * tl.num_programs(1) + tl.program_id(1)) * 9
+    for i in tl.static_range(9):
+        tl.store(partial + (o_out + i), b_out[i])
+
+
+def total(b_x):
+    """All of a [1, T] block."""
+    return tl.sum(tl.sum(b_x, 1), 0)
+
+
+def streaming_close(
+    action,
+    new,
+    partial,
+    samples,
+    numbers,
+    out,
+    kept,
+    N,
+    SH: tl.constexpr,
+    S: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    P: tl.constexpr,
+    BN: tl.constexpr,
+    BP: tl.constexpr,
+    CLIPPED: tl.constexpr,
+    BONUS: tl.constexpr,
+    EXPLAINED: tl.constexpr,
+):
+    """The P partial moments of each head's row, merged and closed. BP: next power of 2 of P."""
+    i_n, live = rows(N, BN)
+    i_p = tl.arange(0, BP)[None, :]
+    valid = i_p < P
+    b_log_prob = tl.zeros([BN], tl.float32)
+    b_kl, b_entropy = b_log_prob, b_log_prob
+    for k in range(0, K):
+        o_row = (i_n * K + k) * (P * 9)
+        b_at = partial + (o_row[:, None] + i_p * 9)
+        b_old_ref, b_ref = tl.load(partial + o_row), tl.load(partial + (o_row + 1))
+        b_old_top = tl.load(b_at + 2, mask=valid, other=LOWEST)
+        b_top = tl.load(b_at + 3, mask=valid, other=LOWEST)
+        old_top, top = tl.max(b_old_top, 1), tl.max(b_top, 1)
+        f, g = exp(b_old_top - old_top[:, None]), exp(b_top - top[:, None])
+        q = tl.sum(f * tl.load(b_at + 4, mask=valid, other=0.0), 1)
+        p = tl.sum(g * tl.load(b_at + 5, mask=valid, other=0.0), 1)
+        u = tl.sum(f * tl.load(b_at + 6, mask=valid, other=0.0), 1) / q
+        psi_u = tl.sum(f * tl.load(b_at + 7, mask=valid, other=0.0), 1) / q
+        y = tl.sum(g * tl.load(b_at + 8, mask=valid, other=0.0), 1) / p
+        b_closed = close_head(
+            action,
+            new,
+            b_old_ref,
+            b_ref,
+            old_top + log(q),
+            top + log(p),
+            u,
+            psi_u,
+            y,
+            kept,
+            i_n,
+            k,
+            live,
+            N,
+            SH,
+            K,
+            D,
+        )
+        b_log_prob, b_kl, b_entropy = (
+            b_log_prob + b_closed[0],
+            b_kl + b_closed[1],
+            b_entropy + b_closed[2],
+        )
+    sum_samples(
+        b_log_prob,
+        b_kl,
+        b_entropy,
+        i_n,
+        live,
+        samples,
+        numbers,
+        out,
+        N,
+        S,
+        BN,
+        CLIPPED,
+        BONUS,
+        EXPLAINED,
+    )

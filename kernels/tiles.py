@@ -1,0 +1,101 @@
+"""How a block lies over rows and columns, and how it is read.
+
+A block holds BN rows; T threads share a row and take W columns at a time: tiles are [BN, T, W]. A
+short row has T = 1 and never leaves its thread. Rows past N read row N - 1 again, so that every
+value in flight is a real one. Strides are compile-time constants, in elements: the compiler sees
+how wide a load may be. A stride of 0 is a value that all rows share.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def rows(N, BN: tl.constexpr):
+    """Row indices [BN] in int64, clamped, and which of them exist."""
+    i_n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
+    return tl.minimum(i_n, N - 1), i_n < N
+
+
+@triton.jit
+def columns(j, T: tl.constexpr, W: tl.constexpr):
+    """Column indices [1, T, W] of the chunk that starts at j."""
+    return j + (tl.arange(0, T) * W)[None, :, None] + tl.arange(0, W)[None, None, :]
+
+
+@triton.jit
+def inside(i_d, END: tl.constexpr, T: tl.constexpr, W: tl.constexpr):
+    """Which columns lie before END; all do where whole tiles end there."""
+    if END % (T * W) == 0:
+        return tl.full([1, T, W], True, tl.int1)
+    else:
+        return i_d < END
+
+
+@triton.jit
+def load(pointer, valid, other):
+    """A tile in float32."""
+    return tl.load(pointer, mask=valid, other=other).to(tl.float32)
+
+
+@triton.jit
+def row_value(pointer, i_n, stride: tl.constexpr):
+    """One value per row [BN], or one for all [], in float32."""
+    if stride == 0:
+        return tl.load(pointer).to(tl.float32)
+    else:
+        return tl.load(pointer + i_n * stride).to(tl.float32)
+
+
+@triton.jit
+def counting(live, mask, i_n, stride: tl.constexpr):
+    """Which rows [BN] exist and are not masked out."""
+    if mask is None:
+        return live
+    elif stride == 0:
+        return live & (tl.load(mask) != 0)
+    else:
+        return live & (tl.load(mask + i_n * stride) != 0)
+
+
+@triton.jit
+def number(x):
+    """A hyper-parameter: a float, or a pointer to one that may move between launches."""
+    if isinstance(x, float):
+        # The interpreter passes floats as they are.
+        return x
+    elif x.dtype.is_ptr():
+        return tl.load(x).to(tl.float32)
+    else:
+        return x
+
+
+@triton.jit
+def row_sum(tile):
+    return tl.sum(tl.sum(tile, 2), 1)
+
+
+@triton.jit
+def row_max(tile):
+    return tl.max(tl.max(tile, 2), 1)
+
+
+@triton.jit
+def spread(x):
+    """Row values [BN] over a tile."""
+    return x[:, None, None]
+
+
+@triton.jit
+def block_sums(*terms):
+    """Sums over the block of several [BN] at once, in a fixed order."""
+    return tl.reduce(terms, 0, add)
+
+
+@triton.jit
+def add(*x):
+    half: tl.constexpr = len(x) // 2
+    out = ()
+    for k in tl.static_range(half):
+        out = out + (x[k] + x[half + k],)
+    return out

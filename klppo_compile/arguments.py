@@ -1,0 +1,156 @@
+"""The constructor's arguments: two spellings, deprecated keys, ranges.
+
+What is wrong is said before anything is built.
+"""
+
+import difflib
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+DEPRECATED_KEYS = {
+    "advantage_key": "advantage",
+    "value_target_key": "value_target",
+    "value_key": "value",
+}
+CHOICES = {
+    "loss_critic_type": ("l1", "l2", "smooth_l1"),
+    "reduction": ("mean", "sum", "none"),
+    "beta_update": ("forward", "manual"),
+    "entropy_method": ("sample", "quadrature"),
+    "backend": ("auto", "torch", "triton"),
+}
+
+
+def refuse_unknown(given: Iterable[str], valid: Iterable[str]) -> None:
+    """Raise TypeError for a keyword that no argument has, naming the nearest that one has."""
+    valid = sorted(valid)
+    for name in given:
+        near = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
+        hint = f" Did you mean {near[0]!r}?" if near else f" Valid names: {', '.join(valid)}."
+        raise TypeError(f"KLPENPPOLoss takes no argument {name!r}.{hint}")
+
+
+def either(name: str, other: str, first: Any, second: Any) -> Any:
+    """One of two spellings of an argument; both at once are a contradiction."""
+    if first is not None and second is not None:
+        raise TypeError(
+            f"{name} and {other} are two spellings of one argument; got {name}={first!r} and "
+            f"{other}={second!r}. Pass one of them."
+        )
+    return second if first is None else first
+
+
+def deprecated_keys(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that were named in the constructor, as `set_keys` takes them."""
+    found = {old: key for old, key in given.items() if key is not None}
+    for old, key in found.items():
+        warnings.warn(
+            f"{old} is deprecated; use loss.set_keys({DEPRECATED_KEYS[old]}={key!r}).",
+            DeprecationWarning,
+            stacklevel=4,
+        )
+    return {DEPRECATED_KEYS[old]: key for old, key in found.items()}
+
+
+def number(name: str, value: Any) -> float:
+    """A finite real number from a float, an int or a one-element tensor."""
+    right_kind = isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
+    if not right_kind or (isinstance(value, Tensor) and value.numel() != 1):
+        raise ValueError(f"{name} must be a float or a scalar tensor, got {value!r}.")
+    found = float(value)
+    if not math.isfinite(found):
+        raise ValueError(f"{name} must be finite, got {found}.")
+    return found
+
+
+def check_number(name: str, given: Any, bounds: tuple[float, float] = (1e-6, 1e6)) -> float:
+    """A hyper-parameter in its range; `bounds` are beta's."""
+    value: float = number(name, given)
+    if name == "increment" and value < 1.0:
+        raise ValueError(f"increment should be >= 1.0 in KLPENPPOLoss, got {value:4.4f}")
+    if name == "decrement" and value > 1.0:
+        raise ValueError(f"decrement should be <= 1.0 in KLPENPPOLoss, got {value:4.4f}")
+    if name in ("dtarg", "decrement", "clip_value", "max_importance_ratio", "beta_min", "beta_max"):
+        if value <= 0.0:
+            raise ValueError(f"{name} must be > 0, got {value}.")
+    elif value < 0.0:
+        raise ValueError(f"{name} must be >= 0, got {value}.")
+    if name == "beta" and value != 0.0 and not bounds[0] <= value <= bounds[1]:
+        raise ValueError(
+            f"beta must be 0 (no penalty) or within [beta_min, beta_max] = [{bounds[0]:g}, "
+            f"{bounds[1]:g}], got {value:g}. Widen the bounds or choose another beta."
+        )
+    return value
+
+
+def check_choice(name: str, value: str) -> str:
+    """One of an argument's words."""
+    if value not in CHOICES[name]:
+        words = ", ".join(map(repr, CHOICES[name]))
+        raise ValueError(f"{name} must be one of {words}; got {value!r}.")
+    return value
+
+
+def check_samples(name: str, value: int) -> int:
+    """A number of Monte-Carlo samples."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an int >= 1, got {value!r}.")
+    return value
+
+
+def entropy_coefficient(value: Any) -> float:
+    """The entropy's coefficient; one per head needs an action of several heads."""
+    if value is None:
+        return 0.01
+    if isinstance(value, Mapping):
+        raise TypeError(
+            "entropy_coeff as a mapping gives each head of a composite action its own; this "
+            f"actor's action has one head. Got {dict(value)!r}; pass a number."
+        )
+    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+        raise TypeError(f"entropy_coeff must be a float or a Mapping[str, float], got {value!r}.")
+    return check_number("entropy_coeff", value)
+
+
+def critic_coefficient(actor: Any, critic: Any, value: Any) -> Any:
+    """The critic's coefficient: 1 by default with a critic, None where its loss is left out."""
+    if value is None and critic is not None:
+        value = 1.0
+    if not isinstance(value, Tensor) and value in (None, 0):
+        value = None
+    if actor is None or (critic is None and value is not None):
+        raise TypeError("Missing positional arguments actor_network or critic_network.")
+    return value
+
+
+def refuse_contradictions(
+    gamma: Any,
+    normalize_advantage: bool,
+    advantage_norm: Any,
+    delay_actor: bool,
+    functional: bool,
+    beta_min: float,
+    beta_max: float,
+) -> None:
+    """Raise for arguments that can't be together."""
+    if gamma is not None:
+        raise TypeError(
+            "gamma is not an argument of the loss: set it on the value estimator that computes the "
+            "advantage."
+        )
+    if normalize_advantage and advantage_norm is not None:
+        raise ValueError(
+            "normalize_advantage=True and advantage_norm are mutually exclusive: pass either the "
+            "mean/std standardization flag or a ValueNorm instance, not both."
+        )
+    if delay_actor and not functional:
+        raise ValueError(
+            "delay_actor=True requires functional=True: the proximal policy is held in "
+            "target_actor_network_params, which only exists for functionalized modules."
+        )
+    if beta_min > beta_max:
+        raise ValueError(f"beta_min must not exceed beta_max; got {beta_min} and {beta_max}.")

@@ -1,0 +1,107 @@
+"""`klppo`: the group, the exit codes, and what an error looks like.
+
+Commands are loaded when they are named, and the rooms inside them when they run: `klppo --help`
+needs neither torch nor Gymnasium.
+"""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from klppo_compile import __version__
+from klppo_compile.exit_codes import ExitCode, RefusalError
+
+COMMANDS = {
+    "demo": "klppo_compile.commands.demo",
+    "train": "klppo_compile.commands.train",
+    "export": "klppo_compile.commands.export",
+    "check": "klppo_compile.commands.check",
+    "evaluate": "klppo_compile.commands.evaluate",
+    "compare": "klppo_compile.commands.compare",
+    "merge": "klppo_compile.commands.merge",
+    "inspect": "klppo_compile.commands.inspect",
+    "doctor": "klppo_compile.commands.doctor",
+}
+"""Each command and the module that holds it, as `command`."""
+
+EXTRAS = {
+    "gymnasium": "train",
+    "mujoco": "train",
+    "matplotlib": "train",
+    "onnx": "export",
+    "onnxscript": "export",
+}
+"""Packages that only some commands need, and the extra that brings them."""
+
+
+class Rooms(click.Group):
+    """A group whose commands are imported by name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
+        """Return the names in the table's order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
+        """Import the module of one command."""
+        if name not in COMMANDS:
+            return None
+        command: click.Command = import_module(COMMANDS[name]).command
+        return command
+
+
+@click.group(
+    cls=Rooms,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=(
+        "Exit codes: 0 good; 1 a check, gate or comparison failed; 2 usage or bad input; 3 can't be"
+        " done or told; 4 this machine lacks something; 130 interrupted."
+    ),
+)
+@click.version_option(__version__, prog_name="klppo")
+def klppo() -> None:
+    """PPO with an adaptive KL penalty, as one compiled graph."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; errors are printed, never raised."""
+    try:
+        code = klppo.main(list(arguments), prog_name="klppo", standalone_mode=False)
+        return int(code or ExitCode.GOOD)
+    except Exception as error:  # noqa: BLE001  the last line: a crash must not look like a failed check
+        return _explain(error)
+
+
+def _explain(error: Exception) -> ExitCode:
+    """Print an error as the user should see it, and return its exit code."""
+    code, text = ExitCode.CANNOT, "klppo itself broke; please report the lines above."
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    if isinstance(error, click.ClickException):
+        error.show()
+        return ExitCode.BAD_INPUT
+    if isinstance(error, click.Abort):
+        click.echo("Interrupted.", err=True)
+        return ExitCode.INTERRUPTED
+    if isinstance(error, RefusalError):
+        code, text = error.exit_code, str(error)
+    elif missing in EXTRAS:
+        code = ExitCode.MISSING
+        text = (
+            f"this command needs {missing}, which is not installed."
+            f" Run pip install 'klppo-compile[{EXTRAS[missing]}]'."
+        )
+    else:
+        traceback.print_exception(error)
+    click.echo(f"Error: {text}", err=True)
+    return code
+
+
+def main() -> None:
+    """Run `klppo` on the process's own arguments."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

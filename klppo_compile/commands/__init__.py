@@ -1,0 +1,1 @@
+"""The commands of `klppo`, one file each: they parse, delegate and print."""

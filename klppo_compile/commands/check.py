@@ -1,0 +1,65 @@
+"""`klppo check`: an exported file, checked again."""
+
+import json
+from pathlib import Path
+
+import click
+
+from klppo_compile.commands.verdict import provider_option
+from klppo_compile.exit_codes import ExitCode
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--data", type=click.Path(path_type=Path), required=True, help="Rollout to check it on."
+)
+@click.option("--target", help="Run folder or module:factory that it was exported from.")
+@click.option("--checkpoint", metavar="NAME|FILE", help="As for klppo export.")
+@provider_option
+@click.option("--tolerance", type=float, help="[default: the one it was exported with]")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    file: Path,
+    data: Path,
+    target: str | None,
+    checkpoint: str | None,
+    provider: str,
+    tolerance: float | None,
+    as_json: bool,
+) -> ExitCode:
+    """Check an exported FILE: its hash, its graph, and its numbers on this machine.
+
+    With --target against eager PyTorch, as the export did. Without, which needs no torch, row by
+    row against the CPU provider.
+    """
+    from klppo_compile.export.checking import check_file
+
+    found = check_file(
+        file,
+        data,
+        target=target,
+        checkpoint=checkpoint,
+        provider=provider,
+        tolerance=tolerance,
+    )
+    if as_json:
+        values = {
+            "file": str(file),
+            "sha256": found.file.sha256,
+            "verified": found.file.verified,
+            "provider": found.file.provider,
+            "against": found.against,
+            "tolerance": found.tolerance,
+            "errors": found.errors,
+            "notes": found.notes,
+        }
+        click.echo(json.dumps(values, indent=2, allow_nan=False))
+        return ExitCode.GOOD
+    for note in found.notes:
+        click.echo(f"Note: {note}.")
+    click.echo(
+        f"{file}: good on {found.file.provider}; every output is within"
+        f" {max(found.errors.values()):.1e} of {found.against} (asked for {found.tolerance:g})."
+    )
+    return ExitCode.GOOD

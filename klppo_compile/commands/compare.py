@@ -1,0 +1,60 @@
+"""`klppo compare`: a candidate policy against the deployed one, on recorded observations."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from klppo_compile.commands.verdict import (
+    conclude,
+    result_options,
+    row_bar,
+    rows_range,
+    say_file,
+    stream_options,
+)
+from klppo_compile.exit_codes import ExitCode
+
+
+@click.command()
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@stream_options
+@result_options
+def command(
+    old: Path,
+    new: Path,
+    data: Path,
+    provider: str,
+    rows: str | None,
+    batch_rows: int | None,
+    as_json: bool,
+    **options: Any,
+) -> ExitCode:
+    """Compare the exported losses OLD and NEW on the observations of a rollout.
+
+    The head parameters that OLD gives are NEW's old ones: the KL is KL(OLD || NEW), exact, whoever
+    recorded the rollout.
+    """
+    span = rows_range(rows)
+    from klppo_compile.export.comparison import compare, needed_inputs
+    from klppo_compile.export.data import open_rollout
+    from klppo_compile.export.evaluation import BATCH_ROWS
+    from klppo_compile.export.runtime import open_file
+
+    first, second = (open_file(path, provider) for path in (old, new))
+    for file in (first, second):
+        say_file(file, as_json)
+    with open_rollout(data) as rollout:
+        total = rollout.match(second.manifest, needed_inputs(first, second)).rows
+        with row_bar(total) as progress:
+            found = compare(
+                first,
+                second,
+                rollout,
+                rows=span,
+                batch_rows=batch_rows or BATCH_ROWS,
+                progress=progress,
+            )
+    title = f"{new.name} against {old.name} over {data.name}"
+    return conclude(found, title, as_json=as_json, **options)

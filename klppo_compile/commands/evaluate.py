@@ -1,0 +1,64 @@
+"""`klppo evaluate`: an exported loss over a recorded rollout, without torch."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from klppo_compile.commands.verdict import (
+    conclude,
+    result_options,
+    row_bar,
+    rows_range,
+    say_file,
+    stream_options,
+)
+from klppo_compile.exit_codes import ExitCode
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@stream_options
+@click.option(
+    "--set",
+    "settings",
+    metavar="NAME=X",
+    multiple=True,
+    help="Beta or a coefficient other than the file's; may be repeated.",
+)
+@result_options
+def command(
+    file: Path,
+    data: Path,
+    provider: str,
+    rows: str | None,
+    batch_rows: int | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> ExitCode:
+    """Run the exported loss FILE over a rollout with ONNX Runtime alone.
+
+    Prints how far its policy is from the one that recorded the rollout: KL, ratios, effective
+    sample size, entropy, losses. Gates turn that into an exit code.
+    """
+    span = rows_range(rows)
+    from klppo_compile.export.data import open_rollout
+    from klppo_compile.export.evaluation import BATCH_ROWS, evaluate, read_scalars
+    from klppo_compile.export.runtime import open_file
+
+    opened = open_file(file, provider)
+    say_file(opened, as_json)
+    scalars = read_scalars(opened.manifest, settings)
+    with open_rollout(data) as rollout:
+        total = rollout.match(opened.manifest).rows
+        with row_bar(total) as progress:
+            found = evaluate(
+                opened,
+                rollout,
+                scalars=scalars,
+                rows=span,
+                batch_rows=batch_rows or BATCH_ROWS,
+                progress=progress,
+            )
+    return conclude(found, f"{file.name} over {data.name}", as_json=as_json, **options)

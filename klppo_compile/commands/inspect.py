@@ -1,0 +1,75 @@
+"""`klppo inspect`: what a file is."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from klppo_compile.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from klppo_compile.export.manifest import Manifest
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def command(file: Path, as_json: bool) -> ExitCode:
+    """Print what an exported FILE is: manifest, inputs, outputs, operators, hyper-parameters."""
+    from klppo_compile.export.inspection import inspect_file
+
+    found = inspect_file(file)
+    manifest = found.manifest
+    if as_json:
+        values = {
+            "sha256": found.sha256,
+            "verified": found.verified,
+            "tolerance_met": found.tolerance_met,
+            "operators": found.operators,
+            "manifest": json.loads(manifest.to_json()),
+        }
+        click.echo(json.dumps(values, indent=2, allow_nan=False))
+        return ExitCode.GOOD
+    met = "not checked" if found.tolerance_met is None else f"checked to {found.tolerance_met:.1e}"
+    state = f"the bytes that were exported, {met}" if found.verified else "unverified: no sidecar"
+    click.echo(f"{file}: {manifest.graph} of a {manifest.family} policy, {found.size:,} bytes")
+    click.echo(f"SHA-256 {found.sha256} ({state})")
+    for note in manifest.notes:
+        click.echo(f"Note: {note}.")
+    console = Console()
+    console.print(_arrays(manifest))
+    facts = Table("what", "value", title="Graph")
+    batch = manifest.batch or "dynamic"
+    for name, value in (
+        ("batch", f"{batch}, {manifest.batch_dims} dimension(s)"),
+        ("networks", manifest.dtype),
+        ("opset", manifest.opset or "none"),
+        ("tolerance asked for", f"{manifest.tolerance:g}"),
+        ("parameters", f"SHA-256 {manifest.parameters_sha256[:16]}…"),
+        *((name, f"{x:g} (optional input)") for name, x in manifest.scalars.items()),
+        *manifest.settings.items(),
+        *((f"{name} version", x) for name, x in manifest.versions.items()),
+        ("operators", ", ".join(f"{name} {n}" for name, n in found.operators.items())),
+    ):
+        facts.add_row(str(name), escape(str(value)))
+    console.print(facts)
+    return ExitCode.GOOD
+
+
+def _arrays(manifest: "Manifest") -> Table:
+    from klppo_compile.export.manifest import DIMENSIONS
+
+    lead = DIMENSIONS[: manifest.batch_dims]
+    first = [str(manifest.batch), *lead[1:]] if manifest.batch else list(lead)
+    table = Table("", "name", "shape", "type", "tensordict key")
+    for spec in manifest.inputs:
+        shape = ", ".join([*first, *map(str, spec.shape)])
+        table.add_row("in", spec.name, escape(f"[{shape}]"), spec.dtype, spec.key)
+    for output in manifest.outputs:
+        shape = ", ".join([*(first if output.rows else []), *map(str, output.shape)])
+        table.add_row("out", output.name, escape(f"[{shape}]"), "", "")
+    return table

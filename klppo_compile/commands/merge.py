@@ -1,0 +1,22 @@
+"""`klppo merge`: results of parts of a rollout as the result of the whole."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from klppo_compile.commands.verdict import conclude, result_options
+from klppo_compile.exit_codes import ExitCode
+
+
+@click.command()
+@click.argument("parts", type=click.Path(path_type=Path), nargs=-1, required=True)
+@result_options
+def command(parts: tuple[Path, ...], as_json: bool, **options: Any) -> ExitCode:
+    """Add up the results that klppo evaluate --rows --out saved of PARTS of one rollout."""
+    from klppo_compile.export.totals import Evaluation
+
+    whole = Evaluation.read(parts[0])
+    for part in parts[1:]:
+        whole.merge(Evaluation.read(part))
+    return conclude(whole, f"{len(parts)} parts", as_json=as_json, **options)

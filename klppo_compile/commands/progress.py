@@ -1,0 +1,94 @@
+"""A training run as the user sees it: a live bar on a terminal, a few lines in a log."""
+
+import re
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from klppo_compile.commands.interrupt import StopRequest
+
+if TYPE_CHECKING:
+    from klppo_compile.training.metrics import MetricsRow
+    from klppo_compile.training.settings import TrainSettings
+    from klppo_compile.training.train import TrainResult
+
+LOG_LINES = 10
+
+
+class TrainingProgress:
+    """Shows steps, return, KL and beta of one run while entered."""
+
+    def __init__(self, console: Console, settings: "TrainSettings") -> None:
+        self.console = console
+        self.settings = settings
+        self.total = settings.iterations * settings.rollout_size
+        self.logged = 0
+        start = "compiling the loss" if settings.compile else "first iteration"
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[news]}"),
+            TimeRemainingColumn(),
+            console=console,
+            expand=True,
+            # In a log the bar would appear once, at its end; `__call__` writes lines there instead.
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task(settings.env, total=self.total, news=start)
+        if not console.is_terminal:
+            console.print(f"{settings.env}: {self.total:,} steps, {start}", highlight=False)
+
+    def __enter__(self) -> Self:
+        """Begin to show."""
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the last state on the screen."""
+        self.progress.stop()
+
+    def __call__(self, row: "MetricsRow") -> None:
+        """Show an iteration."""
+        news = f"return {row.return_mean:.1f}  KL {row.kl_mean:.4f}  beta {row.beta:.3g}"
+        self.progress.update(self.task, completed=row.step, news=news)
+        lines = row.step * LOG_LINES // self.total
+        if not self.console.is_terminal and lines > self.logged:
+            self.logged = lines
+            self.console.print(
+                f"{self.settings.env}: {row.step:,} of {self.total:,} steps  {news}",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+def watch(settings: "TrainSettings", start: "Callable[..., TrainResult]") -> "TrainResult":
+    """Run `start(report=..., should_stop=...)` behind a progress bar; Ctrl-C ends it gently."""
+    notice = "Stopping after this iteration, with a complete run folder."
+    # On stderr, so that a pipe gets only the result.
+    console = Console(stderr=True)
+    with StopRequest(notice) as stop, TrainingProgress(console, settings) as progress:
+        return start(report=progress, should_stop=stop)
+
+
+def free_folder(parent: Path, settings: "TrainSettings") -> Path:
+    """Return `parent/ENV-seedN`, numbered when that is taken."""
+    name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', settings.env)}-seed{settings.seed}"
+    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    return next(parent / name for name in names if not (parent / name).exists())

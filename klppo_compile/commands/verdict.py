@@ -1,0 +1,169 @@
+"""What evaluate, compare and merge share: their options, the bar, the table, the gates."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from klppo_compile.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from klppo_compile.export.runtime import OnnxFile
+    from klppo_compile.export.totals import Evaluation
+
+Decorator = Callable[..., Any]
+
+# As `export.gates.GATES`, which tests hold equal; that room is not loaded for --help.
+LIMITS = {
+    "max-kl": "Largest mean KL, in nats.",
+    "max-row-kl": "Largest KL of any row, in nats.",
+    "max-ratio": "Largest ratio of any row.",
+    "min-ess": "Least effective sample size, as a share of the rows.",
+    "min-entropy": "Least mean entropy, in nats.",
+    "min-explained-variance": "Least explained variance.",
+}
+
+provider_option = click.option(
+    "--provider",
+    type=click.Choice(["auto", "cpu", "cuda", "tensorrt"]),
+    default="auto",
+    show_default=True,
+    help="Of ONNX Runtime; one that is asked for and not active is an error.",
+)
+
+
+def result_options(function: Decorator) -> Decorator:
+    """Gates, and where the result goes."""
+    for name, text in reversed(LIMITS.items()):
+        gate = click.option(f"--{name}", type=float, metavar="X", help=f"Gate: {text}")
+        function = gate(function)
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+        click.option(
+            "--picture", type=click.Path(path_type=Path), help="Draw KL and ratio (.png, .svg)."
+        ),
+        click.option(
+            "--out", type=click.Path(path_type=Path), help="Save the result, also for klppo merge."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def stream_options(function: Decorator) -> Decorator:
+    """Which rows, how many at once, and where."""
+    for option in (
+        click.option(
+            "--batch-rows", type=click.IntRange(min=1), help="Rows that go through at once."
+        ),
+        click.option("--rows", metavar="A:B", help="Only these rows of the rollout."),
+        provider_option,
+        click.option(
+            "--data",
+            type=click.Path(path_type=Path),
+            required=True,
+            help="Rollout: TensorDict memmap folder, .npz or .safetensors.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def rows_range(text: str | None) -> tuple[int, int | None]:
+    """A:B as numbers; either may be left out."""
+    if text is None:
+        return 0, None
+    start, colon, stop = text.partition(":")
+    if not colon or not all(part == "" or part.isdecimal() for part in (start, stop)):
+        raise click.UsageError(
+            f"--rows is A:B, the first row and the one after the last; got {text!r}."
+        )
+    return int(start or 0), int(stop) if stop else None
+
+
+@contextmanager
+def row_bar(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar over rows on a terminal; gives what to call after each batch."""
+    console = Console(stderr=True)
+    progress = Progress(
+        TextColumn("[bold]rows"),
+        BarColumn(bar_width=None),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        expand=True,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    with progress:
+        task = progress.add_task("rows", total=total)
+        yield lambda rows: progress.update(task, advance=rows)
+
+
+def say_file(file: "OnnxFile", as_json: bool) -> None:
+    """Which provider was taken, and whether the bytes are the checked ones."""
+    if not as_json:
+        click.echo(f"{file.path}: on {file.provider}", err=True)
+    if not file.verified:
+        click.echo(
+            f"Warning: {file.path} is unverified: no sidecar says that it was checked.", err=True
+        )
+
+
+def conclude(
+    evaluation: "Evaluation",
+    title: str,
+    *,
+    out: Path | None,
+    picture: Path | None,
+    as_json: bool,
+    **limits: float | None,
+) -> ExitCode:
+    """Print, save and draw a result, and judge it."""
+    from klppo_compile.export.gates import judge
+    from klppo_compile.export.manifest import write_together
+    from klppo_compile.export.report import report, to_json_number
+
+    numbers = report(evaluation)
+    given = {name.replace("_", "-"): x for name, x in limits.items() if x is not None}
+    verdicts = judge(numbers, given)
+    if out is not None:
+        write_together([(out, evaluation.to_json().encode())])
+    if picture is not None:
+        from klppo_compile.export.picture import draw
+
+        draw(evaluation, picture, title)
+    failed = [verdict for verdict in verdicts if not verdict.passed]
+    if as_json:
+        values = {
+            "report": {name: to_json_number(x) for name, x in numbers.items()},
+            "worst_rows": evaluation.totals.kl_worst.rows,
+            "gates": [
+                {"gate": v.gate.option, "limit": v.limit, "found": to_json_number(v.found)}
+                | {"passed": v.passed}
+                for v in verdicts
+            ],
+        }
+        click.echo(json.dumps(values, indent=2, allow_nan=False))
+    else:
+        print_report(evaluation, numbers, title)
+        for verdict in verdicts:
+            click.echo(str(verdict))
+    return ExitCode.FAILED if failed else ExitCode.GOOD
+
+
+def print_report(evaluation: "Evaluation", numbers: dict[str, Any], title: str) -> None:
+    """The table of a result."""
+    table = Table("number", title=title)
+    table.add_column("value", justify="right")
+    for name, x in numbers.items():
+        table.add_row(name, f"{x:,}" if isinstance(x, int) else f"{x:.6g}")
+    worst = ", ".join(f"{row} ({kl:.3g})" for row, kl in evaluation.totals.kl_worst.rows[:5])
+    table.add_row("rows of largest KL", worst)
+    Console().print(table)

@@ -1,0 +1,77 @@
+"""Softmax families: head output `logits`, action an index. Per action, then once per row.
+
+x and y are the old and the new logits less any constants of their row, u = x - y, and q and p are
+exp(x) and exp(y) up to factors of their row. So a row may be taken whole or in chunks, with
+whatever constants are at hand: the formulas are exact. In nats.
+"""
+
+from torch import Tensor
+
+from klppo_compile.records import Softmax
+from klppo_compile.series import phi, psi_near, weighted_psi
+from klppo_compile.vocabulary import exp, magnitude, maximum, where
+
+
+def moments(
+    q: Tensor, p: Tensor, r: Tensor, u: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What is summed over actions; r = q exp(-u), which is p in units of q.
+
+    Where the old policy forbids an action, q psi(u) has the limit r: the mass that the KL would
+    miss otherwise. Any u of 1/2 or more gives it, for then psi is not taken from its series. Any
+    finite floor under y will do: below it p is 0, and 0 times infinity would be NaN.
+    """
+    u = where(q > 0.0, u, 1.0)
+    return q, p, q * u, weighted_psi(q, r, u), p * maximum(y, -1e4)
+
+
+def close(
+    picked: Tensor, log_q: Tensor, log_p: Tensor, u: Tensor, psi_u: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """log pi(a), KL(old || new), entropy and m, from a row's sums.
+
+    These are y at a, the log-normalisers of x and y, and the means of u, psi(u) and y.
+    KL = E_q[psi(u)] - phi(m), m = E_q[psi(u) - u], is exact for every constant and does not cancel.
+    Where an exponential overflowed it departs from the plain KL = E_q[u] + log_p - log_q, which
+    then is the accurate one, and m with it.
+    """
+    plain = u + log_p - log_q
+    mean = psi_u - u
+    exact = psi_u - phi(mean)
+    agree = magnitude(exact - plain) < 1e-5 * (1.0 + plain)
+    kl = maximum(where(agree, exact, plain), 0.0)
+    return picked - log_p, kl, log_p - y, where(agree, mean, exp(log_p - log_q) - 1.0)
+
+
+def vjp(
+    g_log_prob: Tensor,
+    g_kl: Tensor,
+    g_entropy: Tensor,
+    entropy: Tensor,
+    m: Tensor,
+    hit: Tensor,
+    old_log_p: Tensor,
+    log_p: Tensor,
+    u: Tensor,
+) -> Tensor:
+    """The three gradients pulled back to the logits; `hit` marks the action taken.
+
+    The KL's is p - q. Where p and q are close it is q (psi(u) - u - m) / (1 + m), which does not
+    cancel.
+    """
+    q, p = exp(old_log_p), exp(log_p)
+    near = maximum(magnitude(u), magnitude(old_log_p - log_p)) < 0.5
+    d_kl = where(near, q * (psi_near(u) - u - m) * (1.0 / (1.0 + m)), p - q)
+    # Any finite floor will do: below it p is 0, and 0 times infinity would be NaN.
+    surprise = maximum(log_p, -1e4) + entropy
+    return where(hit, g_log_prob, 0.0) - p * (g_log_prob + g_entropy * surprise) + g_kl * d_kl
+
+
+FAMILY = Softmax(
+    name="categorical",
+    distribution="Categorical",
+    parameters=("logits",),
+    moments=moments,
+    close=close,
+    vjp=vjp,
+)

@@ -1,0 +1,66 @@
+"""Diagonal Gaussian: head outputs `loc` and `scale` > 0, action a real number.
+
+Elementwise: every function takes and returns tensors of one shape; a row is the sum of its
+elements. Units are nats.
+"""
+
+from torch import Tensor
+
+from klppo_compile.records import Factorised
+from klppo_compile.series import phi_near
+from klppo_compile.vocabulary import log, magnitude, where
+
+HALF_LOG_2PI = 0.9189385332046727  # log(2 pi) / 2
+
+
+def log_prob(action: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """log N(action; loc, scale)."""
+    z = (action - loc) * (1.0 / scale)
+    return -0.5 * z * z - log(scale) - HALF_LOG_2PI
+
+
+def kl(old_loc: Tensor, old_scale: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """KL(old || new) = (t^2 + phi(u)) / 2, t the shift in scales, 1 + u the variances' ratio."""
+    inverse = 1.0 / scale
+    t = (loc - old_loc) * inverse
+    u = (old_scale - scale) * (old_scale + scale) * inverse * inverse
+    # Not log(1 + u): where the old policy is far narrower, 1 + u has no digits left.
+    ratio = old_scale * inverse
+    far = u - 2.0 * log(ratio)
+    return 0.5 * (t * t + where(magnitude(ratio - 1.0) < 0.25, phi_near(u), far))
+
+
+def entropy(loc: Tensor, scale: Tensor) -> Tensor:
+    """log(scale) + log(2 pi e) / 2."""
+    return log(scale) + (HALF_LOG_2PI + 0.5)
+
+
+def vjp(
+    g_log_prob: Tensor,
+    g_kl: Tensor,
+    g_entropy: Tensor,
+    action: Tensor,
+    old_loc: Tensor,
+    old_scale: Tensor,
+    loc: Tensor,
+    scale: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The three gradients pulled back to loc and scale."""
+    inverse = 1.0 / scale
+    z = (action - loc) * inverse
+    t = (loc - old_loc) * inverse
+    u = (old_scale - scale) * (old_scale + scale) * inverse * inverse
+    d_loc = (g_log_prob * z + g_kl * t) * inverse
+    d_scale = (g_log_prob * (z * z - 1.0) - g_kl * (u + t * t) + g_entropy) * inverse
+    return d_loc, d_scale
+
+
+FAMILY = Factorised(
+    name="normal",
+    distribution="Normal",
+    parameters=("loc", "scale"),
+    log_prob=log_prob,
+    kl=kl,
+    entropy=entropy,
+    vjp=vjp,
+)

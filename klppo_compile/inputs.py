@@ -1,0 +1,288 @@
+"""From a tensordict to a `Minibatch`: reading, checks, masks, one run of actor and critic each."""
+
+import math
+import warnings
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torch import distributions as td
+
+from klppo_compile import checks, eager
+from klppo_compile.advantage import standardise
+from klppo_compile.policy import head_of, run_actor
+from klppo_compile.recognise import Described
+from klppo_compile.records import Minibatch, PolicyHead, Softmax
+
+if TYPE_CHECKING:
+    from klppo_compile.loss import KLPENPPOLoss
+
+Found = dict[str, tuple[Any, Tensor | None, str]]
+Head = Described | td.Distribution
+
+
+def read_minibatch(
+    loss: "KLPENPPOLoss", tensordict: TensorDictBase
+) -> tuple[Minibatch, torch.dtype]:
+    """Read, check and run: the minibatch, and its metrics' dtype (float64 where the data are)."""
+    found = _data(loss, tensordict)
+    checks.require(found)
+    checks.no_gradient(found)
+    given = {name: x for name, (_, x, _) in found.items()}
+    action, old_log_prob, advantage = given["action"], given["log_prob"], given["advantage"]
+    assert action is not None and old_log_prob is not None and advantage is not None
+    work = tensordict.copy()
+    old = _old_head(loss, tensordict, work)
+    rows = rows_of(old)
+    checks.settle(_complaints(found, old, rows))
+    masks = [m for m in (tensordict.get(k, None) for k in loss.mask_keys()) if m is not None]
+    mask = _joint_mask(masks, rows)
+
+    with loss.with_parameters("actor_network"):
+        after = run_actor(loss.actor_network, work)
+        parameters = loss.actor_head.parameters(after)
+        if mask is not None and loss.actor_head.reading is None:
+            old, parameters = _masked_apart(loss, tensordict, old, parameters, mask)
+        new = loss.actor_head.read(parameters)
+    checks.settle([_mismatch(old, new)])
+    critic = _critic(loss, after, given, masks) if loss.has_critic else {}
+    proximal = _log_prob(old, action) if loss.delay_actor else None
+    advantage = _normalised(loss, tensordict, advantage, masks)
+    head = head_of(old, new, action, loss.sampling(), loss.entropy_bonus)
+    batch = Minibatch(
+        (head,),
+        old_log_prob,
+        _over_rows(advantage, rows),
+        mask=mask,
+        proximal_log_prob=proximal,
+        **critic,
+    )
+    return batch, _metric_dtype(given)
+
+
+def _data(loss: "KLPENPPOLoss", tensordict: TensorDictBase) -> Found:
+    """Everything that is read, by role: (key, tensor or None, what it is for)."""
+    keys = loss.tensor_keys
+    if tensordict.get(keys.advantage, None) is None:
+        raise RuntimeError(
+            f"The input tensordict has no advantage under {keys.advantage!r}. Compute it first, "
+            "say by torchrl.objectives.value.GAE(value_network=critic, gamma=0.99, lmbda=0.95)"
+            "(rollout), which also writes the value target, or name its key with "
+            "loss.set_keys(advantage=...)."
+        )
+    wanted: list[tuple[str, Any, str]] = [
+        ("action", keys.action, "the action taken"),
+        ("log_prob", keys.sample_log_prob, "its log-prob under the behaviour policy"),
+        ("advantage", keys.advantage, "the advantage"),
+    ]
+    if loss.has_critic:
+        wanted.append(("target", keys.value_target, "the critic's target"))
+        if loss.clip_value is not None:
+            wanted.append(("old_value", keys.value, "the value at collection time, for clip_value"))
+    if not loss.delay_actor:
+        head = loss.actor_head
+        wanted += [
+            (f"old_{name}", key, "a parameter of the behaviour policy's distribution")
+            for name, key in zip(head.names, head.in_keys, strict=True)
+        ]
+    return {role: (key, tensordict.get(key, None), what) for role, key, what in wanted}
+
+
+def _old_head(loss: "KLPENPPOLoss", tensordict: TensorDictBase, work: TensorDictBase) -> Head:
+    """The policy that the KL is to: the data's behaviour policy or `delay_actor`'s proximal one."""
+    if not loss.delay_actor:
+        return loss.actor_head.read(loss.actor_head.parameters(tensordict))
+    with torch.no_grad(), loss.with_parameters("actor_network", target=True):
+        after = run_actor(loss.actor_network, work.copy())
+        return loss.actor_head.read(loss.actor_head.parameters(after))
+
+
+def _masked_apart(
+    loss: "KLPENPPOLoss",
+    tensordict: TensorDictBase,
+    old: Head,
+    parameters: dict[str, Tensor | None],
+    mask: Tensor,
+) -> tuple[Head, dict[str, Tensor | None]]:
+    """Keep what masked rows hold from torch.distributions: its derivative of NaN is NaN.
+
+    Their new parameters get no gradient, and stand in for old ones that are not finite.
+    """
+    head, old_parameters = loss.actor_head, {}
+    if not loss.delay_actor:
+        for name, x in head.parameters(tensordict).items():
+            new = parameters[name]
+            assert x is not None and new is not None
+            finite = torch.where(x.isfinite(), x, new.detach())
+            old_parameters[name] = _where_counting(mask, x, finite)
+        old = head.read(old_parameters)
+    new_parameters = {
+        name: None if x is None else _where_counting(mask, x, x.detach())
+        for name, x in parameters.items()
+    }
+    return old, new_parameters
+
+
+def _where_counting(mask: Tensor, x: Tensor, masked: Tensor) -> Tensor:
+    """`x` in the rows that count; a parameter without rows of its own stays."""
+    if x.shape[: mask.ndim] != mask.shape or x.shape != masked.shape:
+        return x
+    return torch.where(mask.reshape(*mask.shape, *[1] * (x.ndim - mask.ndim)), x, masked)
+
+
+def rows_of(head: Head) -> tuple[int, ...]:
+    """[*P]: the shape of the head's log-prob."""
+    if isinstance(head, td.Distribution):
+        return tuple(head.batch_shape)
+    last = 1 if isinstance(head.family, Softmax) else 0
+    shape = head.parameters[0].shape
+    return tuple(shape[: len(shape) - last - head.event_dims])
+
+
+def _action_shape(head: Head) -> tuple[int, ...]:
+    if isinstance(head, td.Distribution):
+        return (*head.batch_shape, *head.event_shape)
+    return head.action_shape()
+
+
+def _complaints(found: Found, old: Head, rows: tuple[int, ...]) -> list[str | None]:
+    action_key, action, _ = found["action"]
+    log_prob_key, log_prob, _ = found["log_prob"]
+    advantage_key, advantage, _ = found["advantage"]
+    assert action is not None and log_prob is not None and advantage is not None
+    out = [
+        checks.same_shape(action_key, action.shape, "the distribution's event", _action_shape(old)),
+        checks.same_shape(log_prob_key, log_prob.shape, "the distribution's batch", rows),
+        checks.advantage_shape(advantage_key, advantage.shape, rows),
+        checks.real(advantage_key, advantage),
+    ]
+    if isinstance(old, Described) and isinstance(old.family, Softmax) and not old.one_hot:
+        actions = old.parameters[0].shape[-1] if old.indices is None else 0
+        out.append(checks.index_dtype(action_key, action, actions))
+    return out
+
+
+def _mismatch(old: Head, new: Head) -> str | None:
+    """A complaint where the data's parameters and the actor's differ in shape."""
+    if isinstance(old, td.Distribution) or isinstance(new, td.Distribution):
+        return checks.same_shape("old parameters", rows_of(old), "the actor's", rows_of(new))
+    for name, a, b in zip(old.family.parameters, old.parameters, new.parameters, strict=True):
+        complaint = checks.same_shape(f"old {name}", a.shape, f"the actor's {name}", b.shape)
+        if complaint:
+            return complaint
+    return None
+
+
+def _log_prob(head: Head, action: Tensor) -> Tensor:
+    if isinstance(head, td.Distribution):
+        return head.log_prob(action)
+    parameters = head.canonical()
+    alone = PolicyHead(
+        head.family, head.canonical_action(action), parameters, parameters, head.log_volume()
+    )
+    return eager.rows(alone).log_prob
+
+
+# ---- the critic
+
+
+def _critic(
+    loss: "KLPENPPOLoss",
+    after: TensorDictBase,
+    given: dict[str, Tensor | None],
+    masks: list[Tensor],
+) -> dict[str, Tensor | None]:
+    """Value, target and old value [*V], the critic run once."""
+    key = loss.tensor_keys.value
+    value, target, old = (
+        loss.run_critic(after).get(key, None),
+        given["target"],
+        given.get("old_value"),
+    )
+    if value is None:
+        raise KeyError(
+            f"The critic writes no {key!r}; it writes {list(loss.critic_network.out_keys)}. Name "
+            "its key with loss.set_keys(value=...)."
+        )
+    assert target is not None
+    keys = loss.tensor_keys
+    checks.settle(
+        [
+            checks.same_shape(keys.value_target, target.shape, "the critic's value", value.shape),
+            None
+            if old is None
+            else checks.same_shape(keys.value, old.shape, "the critic's value", value.shape),
+        ]
+    )
+    samples = {"value": value, "value_target": target, "old_value": old}
+    flat = {k: _without_last(x) for k, x in samples.items()}
+    mask = _joint_mask(masks, tuple(_without_last(value).shape))
+    return {**flat, "value_mask": mask}
+
+
+def _without_last(x: Any) -> Any:
+    """A trailing dimension of size 1 dropped."""
+    return x.squeeze(-1) if x is not None and x.shape[-1:] == (1,) else x
+
+
+# ---- masks and the advantage
+
+
+def _joint_mask(masks: list[Tensor], rows: tuple[int, ...]) -> Tensor | None:
+    """Which rows count: all masks hold. [*P] bool."""
+    if not masks:
+        return None
+    return reduce(torch.logical_and, [_over_rows(m.bool(), rows, strict=True) for m in masks])
+
+
+def _over_rows(x: Tensor, rows: tuple[int, ...], strict: bool = False) -> Tensor:
+    """A tensor [*B, 1] or [*B] over the rows [*P] that it heads; a mask must fit."""
+    while x.ndim > len(rows) and x.shape[-1] == 1:
+        x = x.squeeze(-1)
+    if strict and x.ndim > len(rows):
+        raise ValueError(
+            f"A mask of shape {list(x.shape)} cannot be applied to rows of shape {list(rows)}: it "
+            "has more non-singleton dimensions."
+        )
+    if strict and tuple(x.shape) != rows[: x.ndim]:
+        raise ValueError(
+            f"A mask of shape {list(x.shape)} cannot be applied to rows of shape {list(rows)}: it "
+            "must be of the shape of their first dimensions."
+        )
+    return x.reshape((*x.shape, *[1] * (len(rows) - x.ndim))).expand(rows)
+
+
+def _normalised(
+    loss: "KLPENPPOLoss", tensordict: TensorDictBase, advantage: Tensor, masks: list[Tensor]
+) -> Tensor:
+    if loss.advantage_norm is not None:
+        scaled: Tensor = advantage / loss.advantage_norm.scale()
+        return scaled
+    if not loss.normalize_advantage or advantage.numel() <= 1:
+        return advantage
+    exclude = loss.normalize_advantage_exclude_dims
+    if advantage.numel() > math.prod(tensordict.batch_size) and not exclude:
+        warnings.warn(
+            "You requested advantage normalization and the advantage key has more dimensions than "
+            "the tensordict batch. Pass normalize_advantage_exclude_dims to keep any dimension "
+            "(agents, objectives) out of the statistics.",
+            UserWarning,
+            stacklevel=2,
+        )
+    shape = tuple(advantage.shape)
+    mask = _joint_mask([_reaching(m, shape) for m in masks], shape)
+    return standardise(advantage, mask, exclude)
+
+
+def _reaching(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A mask finer than the advantage counts a decision where any of its rows counts."""
+    if mask.ndim < len(shape) or (mask.ndim == len(shape) and mask.shape[-1] == 1):
+        return mask
+    return mask.bool().flatten(len(shape) - 1).any(-1, True)
+
+
+def _metric_dtype(given: dict[str, Tensor | None]) -> torch.dtype:
+    floats = [x.dtype for x in given.values() if x is not None and x.is_floating_point()]
+    return torch.float64 if torch.float64 in floats else torch.float32

@@ -1,0 +1,150 @@
+"""The actor's distribution as a `PolicyHead`, old parameters from the data, new from the actor.
+
+A distribution without a family of ours runs through torch.distributions, see `registry`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import ProbabilisticTensorDictModule
+from torch import Tensor, nn
+from torch import distributions as td
+
+from klppo_compile.reading import Reading, direct_reading
+from klppo_compile.recognise import Described, describe
+from klppo_compile.records import PolicyHead, Rows
+from klppo_compile.registry import distribution_entropy, kl_divergence
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How what has no closed form is estimated.
+
+    Attributes:
+        kl, entropy: samples per row.
+        nodes, weights: of the entropy's quadrature, which takes the place of its samples.
+    """
+
+    kl: int
+    entropy: int
+    nodes: Tensor | None = None
+    weights: Tensor | None = None
+
+
+class ActorHead:
+    """Reads the action's head from tensordicts, by the actor's one probabilistic module."""
+
+    def __init__(self, actor: nn.Module) -> None:
+        modules = [m for m in actor.modules() if isinstance(m, ProbabilisticTensorDictModule)]
+        if not modules:
+            raise RuntimeError("Could not find the probabilistic module in the actor.")
+        if len(modules) > 1:
+            raise RuntimeError(
+                "Actors with one and only one distribution are currently supported in "
+                f"KLPENPPOLoss; this one has {len(modules)} probabilistic modules."
+            )
+        module = modules[0]
+        if _last(actor) is not module:
+            raise TypeError(
+                "The actor must end in its probabilistic module, as ProbabilisticActor and "
+                f"ProbabilisticTensorDictSequential do; got a {type(actor).__name__}."
+            )
+        _refuse_composite(module.distribution_class)
+        self.in_keys = list(module.in_keys)
+        self.kind, self.constants = module.distribution_class, module.distribution_kwargs
+        self.names = tuple(k[-1] if isinstance(k, tuple) else k for k in module.dist_keys)
+        self.reading: Reading | None = direct_reading(self.kind, self.constants, self.names)
+
+    def parameters(self, tensordict: TensorDictBase) -> dict[str, Tensor | None]:
+        """The distribution's parameters by name, None where the tensordict lacks them."""
+        return {
+            name: tensordict.get(key, None)
+            for name, key in zip(self.names, self.in_keys, strict=True)
+        }
+
+    def read(self, given: Mapping[str, Any]) -> Described | td.Distribution:
+        """The head in a family's terms, or the distribution where no family serves it."""
+        if self.reading is not None:
+            return self.reading(given)
+        distribution = self.kind(**given, **self.constants)
+        found = describe(distribution)
+        return distribution if found is None else found
+
+
+def run_actor(actor: nn.Module, tensordict: TensorDictBase) -> TensorDictBase:
+    """Run all of the actor before its probabilistic module, once; what it computes comes back."""
+    part: Any = actor
+    while not isinstance(part, ProbabilisticTensorDictModule):
+        tensordict = part.get_dist_params(tensordict)
+        part = _end(part)
+    return tensordict
+
+
+def _last(actor: Any) -> Any:
+    """The last module, within sequences of sequences."""
+    while hasattr(actor, "get_dist_params"):
+        actor = _end(actor)
+    return actor
+
+
+def _end(sequence: Any) -> Any:
+    modules = sequence.module
+    return list(modules.values() if isinstance(modules, nn.ModuleDict) else modules)[-1]
+
+
+def _refuse_composite(kind: Any) -> None:
+    while isinstance(kind, partial):
+        kind = kind.func
+    if getattr(kind, "__name__", "") == "CompositeDistribution":
+        raise NotImplementedError(
+            "Composite actions (CompositeDistribution) are not supported yet; use an actor with "
+            "one action, say a multi-discrete one: Independent(Categorical(logits=...), 1)."
+        )
+
+
+def head_of(
+    old: Described | td.Distribution,
+    new: Described | td.Distribution,
+    action: Tensor,
+    sampling: Sampling,
+    entropy: bool,
+) -> PolicyHead:
+    """The head of an action under an old and a new policy."""
+    if isinstance(old, Described) and isinstance(new, Described):
+        return _family_head(old, new, action, sampling, entropy)
+    assert isinstance(old, td.Distribution) and isinstance(new, td.Distribution)
+    kl = kl_divergence(old, new, sampling.kl)
+    log_prob = new.log_prob(action)
+    h = distribution_entropy(new, sampling.entropy) if entropy else torch.zeros_like(log_prob)
+    return PolicyHead(Rows(), None, (), (log_prob, kl, h))
+
+
+def _family_head(
+    old: Described, new: Described, action: Tensor, sampling: Sampling, entropy: bool
+) -> PolicyHead:
+    parameters, noise, weights = new.canonical(), None, None
+    if entropy and getattr(new.family, "correction", None) is not None:
+        noise, weights = _noise(parameters[0], sampling)
+    return PolicyHead(
+        new.family,
+        new.canonical_action(action),
+        old.canonical(),
+        parameters,
+        new.log_volume(),
+        noise,
+        weights,
+    )
+
+
+def _noise(like: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Draws [S, *P, D] with equal weights, or nodes [S, 1, ..., 1] with theirs."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    if sampling.nodes is not None and sampling.weights is not None:
+        nodes = sampling.nodes.to(dtype).reshape(-1, *[1] * like.ndim)
+        return nodes, sampling.weights.to(dtype)
+    draws = torch.randn(sampling.entropy, *like.shape, dtype=dtype, device=like.device)
+    return draws, draws.new_full((sampling.entropy,), 1.0 / sampling.entropy)

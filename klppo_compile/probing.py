@@ -1,0 +1,161 @@
+"""A callable that builds a distribution, called once on parameters made for it.
+
+So it is seen whether it passes its parameters on untouched, and need not be called again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from dis import get_instructions
+from functools import partial
+from inspect import getclosurevars
+from types import BuiltinFunctionType, FunctionType, ModuleType, NoneType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributions as td
+
+from klppo_compile.distributions import FAMILIES
+from klppo_compile.recognise import KNOWN_ROOTS, Described, describe
+from klppo_compile.records import Softmax
+
+PROBE_SHAPE = (2, 3, 4)
+CONSTANTS = (int, float, str, NoneType, torch.dtype)
+# what a distribution declares about itself as data
+DECLARATIONS = ("arg_constraints", "support", "has_rsample", "has_enumerate_support")
+# an import, or a function made inside: what they refer to is not seen from outside
+REACHING_OUT = ("IMPORT_NAME", "MAKE_FUNCTION")
+
+
+@dataclass(frozen=True, eq=False)
+class Untouched:
+    """Reads what a callable was seen to pass on: the named parameters, in the probe's terms."""
+
+    family: str
+    sources: tuple[str, ...]
+    event_dims: int
+    one_hot: bool
+    centre: float
+    half_width: float
+    safe: bool
+
+    def __call__(self, given: Mapping[str, Any]) -> Described:
+        """The head of these parameters."""
+        parameters = torch.broadcast_tensors(*[given[s] for s in self.sources])
+        return Described(
+            FAMILIES[self.family],
+            tuple(parameters),
+            self.event_dims,
+            self.one_hot,
+            centre=self.centre,
+            half_width=self.half_width,
+            safe=self.safe,
+        )
+
+
+def untouched(kind: Any, names: tuple[str, ...]) -> Untouched | None:
+    """How to read the head without `kind`, if it passes its parameters on untouched, else None.
+
+    A Gaussian or Bernoulli must hold the very tensors it got; a softmax must hold their log-softmax
+    to the bit, over a range in which a clamp or a temperature would show. A callable that could do
+    otherwise the next time is not tried.
+    """
+    if not depends_on_arguments_alone(kind):
+        return None
+    probe = _probe(names)
+    try:
+        found = describe(kind(**probe))
+    except Exception:  # noqa: BLE001 - whatever a foreign callable raises, it only means: build it
+        return None
+    if found is None or found.indices is not None:
+        return None
+    if isinstance(found.family, Softmax):
+        if names != ("logits",):
+            return None
+        raw = probe["logits"]
+        same = torch.equal(found.parameters[0], raw - raw.logsumexp(-1, keepdim=True))
+        return _in_terms_of(found, names) if same else None
+    owner = {_place(p): name for name, p in probe.items()}
+    sources = tuple(owner.get(_place(p), "") for p in found.parameters)
+    return _in_terms_of(found, sources) if all(sources) else None
+
+
+def _place(x: Tensor) -> tuple[Any, ...]:
+    return x.data_ptr(), x.shape, x.stride()
+
+
+def _in_terms_of(found: Described, sources: tuple[str, ...]) -> Untouched | None:
+    if isinstance(found.centre, Tensor) or isinstance(found.half_width, Tensor):
+        return None
+    return Untouched(
+        found.family.name,
+        sources,
+        found.event_dims,
+        found.one_hot,
+        found.centre,
+        found.half_width,
+        found.safe,
+    )
+
+
+def _probe(names: tuple[str, ...]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    probe = {name: torch.rand(PROBE_SHAPE, generator=generator) * 0.8 + 0.1 for name in names}
+    if names == ("logits",):
+        wide = torch.randn(PROBE_SHAPE, generator=generator)
+        wide[0, 0, 0], wide[0, 1, 1], wide[1, 0, 2], wide[1, 1, 3] = 1e3, -1e3, 40.0, -torch.inf
+        probe["logits"] = wide
+    return probe
+
+
+# ---- what could change a callable's mind
+
+
+def depends_on_arguments_alone(kind: Any) -> bool:
+    """Whether nothing that may change later, say an annealed temperature, can reach a callable.
+
+    It must refer to nothing but torch's, torchrl's and tensordict's classes, functions and modules,
+    and to functions and classes of distributions that refer to nothing else themselves.
+    """
+    if isinstance(kind, BuiltinFunctionType):
+        return True
+    if isinstance(kind, partial):
+        constants = (*kind.args, *kind.keywords.values())
+        return depends_on_arguments_alone(kind.func) and _all_constant(constants)
+    if isinstance(kind, ModuleType | FunctionType | type) and _root(kind) in KNOWN_ROOTS:
+        return True
+    if isinstance(kind, type):
+        return issubclass(kind, td.Distribution) and _closed_class(kind)
+    return isinstance(kind, FunctionType) and _closed(kind)
+
+
+def _root(x: Any) -> str:
+    home = x.__name__ if isinstance(x, ModuleType) else x.__module__
+    return str(home).split(".")[0]
+
+
+def _all_constant(values: Any) -> bool:
+    return all(isinstance(x, CONSTANTS) for x in values)
+
+
+def _closed_class(kind: type) -> bool:
+    known = (*KNOWN_ROOTS, "builtins", "typing")
+    theirs = [k for k in kind.__mro__ if _root(k) not in known]
+    found = [(name, x) for k in theirs for name, x in vars(k).items() if name not in DECLARATIONS]
+    methods = [x for _, x in found if isinstance(x, FunctionType)]
+    data = [n for n, x in found if not isinstance(x, FunctionType) and not n.startswith("__")]
+    return not data and all(map(_closed, methods))
+
+
+def _closed(function: FunctionType) -> bool:
+    if any(i.opname in REACHING_OUT for i in get_instructions(function)):
+        return False
+    found = getclosurevars(function)
+    reached = [x for name, x in found.nonlocals.items() if name != "__class__"]  # super()'s
+    reached += found.globals.values()
+    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    return (
+        function not in reached
+        and _all_constant(defaults)
+        and all(map(depends_on_arguments_alone, reached))
+    )

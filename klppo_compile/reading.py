@@ -1,0 +1,131 @@
+"""How a head is read from its parameters alone, without building the distribution.
+
+Building one normalises the logits, which costs the digits a small KL lives in, checks values, which
+waits for the device, and is work.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klppo_compile.distributions import FAMILIES
+from klppo_compile.probing import untouched
+from klppo_compile.recognise import KNOWN_ROOTS, Described, bernoulli_logits, categorical_logits
+
+PARAMETERS = {"loc", "scale", "logits", "probs", "mask", "indices"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Reads a head from its parameters alone, and constants that go with the class."""
+
+    read: Callable[[Mapping[str, Any]], Described]
+    constants: Mapping[str, Any]
+
+    def __call__(self, given: Mapping[str, Any]) -> Described:
+        """The head of these parameters."""
+        return self.read({**self.constants, **given})
+
+
+def direct_reading(
+    kind: Any, constants: Mapping[str, Any], names: tuple[str, ...]
+) -> Reading | None:
+    """Return how to read a head from its parameters, or None where only the distribution tells.
+
+    Args:
+        kind: the distribution's class, or a callable that builds one.
+        constants: keyword arguments it gets beside its parameters.
+        names: of its parameters.
+    """
+    root, name = str(getattr(kind, "__module__", "")).split(".")[0], getattr(kind, "__name__", "")
+    if isinstance(kind, type) and root in KNOWN_ROOTS:
+        ours = name in _READINGS and set(names) <= PARAMETERS
+        return Reading(_READINGS[name], constants) if ours else None
+    # constants may change, and then what a callable does with them
+    probed = None if constants else untouched(kind, names)
+    return None if probed is None else Reading(probed, constants)
+
+
+def _read_normal(given: Mapping[str, Any]) -> Described:
+    loc, scale = torch.broadcast_tensors(given["loc"], torch.as_tensor(given["scale"]))
+    return Described(FAMILIES["normal"], (loc, scale), 0)
+
+
+def _read_tanh_normal(given: Mapping[str, Any]) -> Described:
+    """torchrl's TanhNormal; its constructor reads the bounds on the host."""
+    loc, scale = given["loc"], given["scale"]
+    low, high = given.get("low", -1.0), given.get("high", 1.0)
+    if callable(scale) and not isinstance(scale, Tensor):
+        scale = scale(loc)
+    if given.get("tanh_loc", False):
+        upscale = given.get("upscale", 5.0)
+        loc = (loc / upscale).tanh() * upscale + (high - low) / 2 + low
+        # with the default bounds torchrl leaves the centre out; (1 - -1) / 2 + -1 is 0 as well
+    dims = given.get("event_dims")
+    loc, scale = torch.broadcast_tensors(loc, torch.as_tensor(scale, device=loc.device))
+    return Described(
+        FAMILIES["tanh_normal"],
+        (loc, scale),
+        min(1, loc.ndim) if dims is None else dims,
+        centre=(high + low) / 2,
+        half_width=(high - low) / 2,
+        safe=given.get("safe_tanh", True),
+    )
+
+
+def _read_bernoulli(given: Mapping[str, Any]) -> Described:
+    logits: Tensor | None = given.get("logits")
+    if logits is None:
+        logits = bernoulli_logits(given["probs"])
+    return Described(FAMILIES["bernoulli"], (logits,), 0)
+
+
+def _logits(given: Mapping[str, Any]) -> Tensor:
+    logits, probs = given.get("logits"), given.get("probs")
+    if logits is None:
+        assert probs is not None
+        return categorical_logits(probs)
+    return logits  # type: ignore[no-any-return]
+
+
+def _read_categorical(given: Mapping[str, Any]) -> Described:
+    return Described(FAMILIES["categorical"], (_logits(given),), 0)
+
+
+def _read_one_hot(given: Mapping[str, Any]) -> Described:
+    return Described(FAMILIES["categorical"], (_logits(given),), 0, one_hot=True)
+
+
+def _read_masked(given: Mapping[str, Any], one_hot: bool = False) -> Described:
+    logits, mask, indices = _logits(given), given.get("mask"), given.get("indices")
+    forbidden = given.get("neg_inf", -torch.inf)
+    if mask is not None:
+        masked = torch.where(mask, logits, forbidden)
+        return Described(FAMILIES["categorical"], (masked,), 0, one_hot)
+    assert indices is not None
+    padding = given.get("padding_value")
+    at = indices if padding is None else torch.where(indices == padding, 0, indices)
+    chosen = logits.gather(-1, at)
+    if padding is not None:
+        chosen = torch.where(indices == padding, -torch.inf, chosen)
+    actions = logits.shape[-1]
+    return Described(FAMILIES["categorical"], (chosen,), 0, one_hot, indices, actions)
+
+
+def _read_masked_one_hot(given: Mapping[str, Any]) -> Described:
+    return _read_masked(given, one_hot=True)
+
+
+_READINGS: dict[str, Callable[[Mapping[str, Any]], Described]] = {
+    "Normal": _read_normal,
+    "TanhNormal": _read_tanh_normal,
+    "Bernoulli": _read_bernoulli,
+    "Categorical": _read_categorical,
+    "OneHotCategorical": _read_one_hot,
+    "OneHotCategoricalStraightThrough": _read_one_hot,
+    "MaskedCategorical": _read_masked,
+    "MaskedOneHotCategorical": _read_masked_one_hot,
+}

@@ -1,0 +1,1 @@
+"""Training on Gymnasium environments: collection, updates, and the run folder."""

@@ -1,0 +1,62 @@
+"""What a policy is worth: whole episodes, actions drawn from it as in training."""
+
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from klppo_compile.training.agent import Agent
+from klppo_compile.training.environments import make_environments, seeds_for
+from klppo_compile.training.spaces import ActionSpec
+
+EPISODES = 20
+MAX_STEPS = 10_000
+"""Where an episode is cut that its environment never ends."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Undiscounted returns of whole episodes."""
+
+    mean: float
+    std: float
+    lowest: float
+    highest: float
+    episodes: int
+
+
+@torch.no_grad()
+def evaluate(
+    agent: Agent, action: ActionSpec, env: str, seed: int, episodes: int = EPISODES
+) -> Evaluation:
+    """Run `episodes` first episodes side by side.
+
+    Actions are drawn, not the most likely ones: those of an untrained policy are a fixed function
+    that may be a good one by luck. Seeds and random state belong to evaluation alone.
+    """
+    with (
+        torch.random.fork_rng(devices=[]),
+        closing(make_environments(env, episodes)) as environments,
+    ):
+        torch.manual_seed(seed)
+        observation, _ = environments.reset(seed=list(seeds_for(seed, 0, episodes)))
+        returns = np.zeros(episodes)
+        running = np.ones(episodes, np.bool_)
+        for _ in range(MAX_STEPS):
+            head = agent.head(torch.from_numpy(np.asarray(observation, np.float32)))
+            chosen = agent.distribution(*head).sample().numpy()
+            observation, reward, terminated, truncated, _ = environments.step(
+                action.to_environment(chosen)
+            )
+            returns += np.where(running, reward, 0.0)
+            running &= ~(terminated | truncated)
+            if not running.any():
+                break
+    return Evaluation(
+        mean=float(returns.mean()),
+        std=float(returns.std()),
+        lowest=float(returns.min()),
+        highest=float(returns.max()),
+        episodes=episodes,
+    )

@@ -1,0 +1,91 @@
+"""What a run leaves in its folder while it goes on, so that it can stop at any moment."""
+
+from dataclasses import asdict
+from typing import Any
+
+from tensordict import TensorDict
+from torch import Tensor
+
+from klppo_compile.exit_codes import BadInputError
+from klppo_compile.training.curves import draw_curves
+from klppo_compile.training.evaluation import Evaluation
+from klppo_compile.training.files import read_json
+from klppo_compile.training.metrics import (
+    MetricsRow,
+    append_metrics,
+    read_metrics,
+    write_metrics,
+)
+from klppo_compile.training.run_folder import RunFolder
+from klppo_compile.training.session import Session
+
+EARLY_SHARE = 0.1
+"""`early.safetensors` is the policy after this share of the run, or after its first iteration."""
+
+
+class Recorder:
+    """Keeps the early and the best state, appends the metrics, and writes the whole folder."""
+
+    before: Evaluation
+    """Of the untrained policy; set by `begin` or `load`."""
+
+    def __init__(self, session: Session, folder: RunFolder) -> None:
+        self.session = session
+        self.folder = folder
+        self.rows: list[MetricsRow] = []
+        self.early: dict[str, Tensor] = {}
+        self.best: dict[str, Tensor] = {}
+
+    def begin(self, before: Evaluation) -> None:
+        """Start an empty record of a run whose untrained policy is worth `before`."""
+        self.before = before
+        write_metrics(self.folder.metrics, [])
+
+    def load(self) -> None:
+        """Take over the record of an earlier stretch, and bring the session to its end."""
+        self.early = self.folder.read_checkpoint("early", self.session.loss)
+        self.best = self.folder.read_checkpoint("best", self.session.loss)
+        try:
+            self.before = Evaluation(**read_json(self.folder.summary)["before"])
+        except (KeyError, TypeError) as error:
+            raise BadInputError(
+                f"{self.folder.summary} must be as klppo train wrote it; got {error!r}."
+                " Resume an intact copy of the run folder."
+            ) from error
+        # Last: reading the checkpoints went through the session's own modules.
+        self.session.restore(self.folder.resume)
+        self.rows = read_metrics(self.folder.metrics, self.session.iteration)
+
+    def add(self, row: MetricsRow) -> None:
+        """Record an iteration, and remember its policy if it is the early or the best one."""
+        session = self.session
+        self.rows.append(row)
+        append_metrics(self.folder.metrics, row)
+        if not self.early or row.step <= EARLY_SHARE * session.config.settings.steps:
+            self.early = session.state()
+        # Later wins among equals. Without an ended episode (nan) the latest has to do.
+        if not row.return_mean < session.best_return:
+            self.best = session.state()
+            session.best_return = max(row.return_mean, session.best_return)
+
+    def save(self, rollout: TensorDict, after: Evaluation | None) -> None:
+        """Write every file anew; the one to resume from comes last."""
+        settings = self.session.config.settings
+        self.folder.write_rollout(rollout)
+        self.folder.write_checkpoint("early", self.early)
+        self.folder.write_checkpoint("best", self.best)
+        self.folder.write_checkpoint("last", self.session.state())
+        title = f"{settings.env}, seed {settings.seed}"
+        draw_curves(self.folder.curves, self.rows, title=title, dtarg=settings.dtarg)
+        self.folder.write_summary(self._summary(after))
+        self.session.save(self.folder.resume)
+
+    def _summary(self, after: Evaluation | None) -> dict[str, Any]:
+        last = self.rows[-1]
+        return {
+            "before": asdict(self.before),
+            "after": asdict(after) if after else None,
+            "steps": last.step,
+            "iterations": last.iteration,
+            "seconds": last.seconds,
+        }

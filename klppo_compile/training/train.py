@@ -1,0 +1,170 @@
+"""Training from the first step to the last file: `train` begins a run, `resume` continues one."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from klppo_compile.exit_codes import BadInputError
+from klppo_compile.training.environments import make_environments, seeds_for
+from klppo_compile.training.evaluation import Evaluation, evaluate
+from klppo_compile.training.metrics import MetricsRow, write_metrics
+from klppo_compile.training.recorder import Recorder
+from klppo_compile.training.rollout import Collector
+from klppo_compile.training.run_folder import RunConfig, RunFolder
+from klppo_compile.training.session import Session
+from klppo_compile.training.settings import TrainSettings
+from klppo_compile.training.spaces import describe_actions, describe_observations
+
+SAVE_EVERY_SECONDS = 30.0
+
+Report = Callable[[MetricsRow], None]
+ShouldStop = Callable[[], bool]
+
+
+def silent(row: MetricsRow) -> None:
+    """Report nothing."""
+
+
+def never() -> bool:
+    """Never stop early."""
+    return False
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended."""
+
+    folder: Path
+    finished: bool
+    """False when it was asked to stop; the folder is complete all the same."""
+    before: Evaluation
+    """Of the untrained policy."""
+    after: Evaluation | None
+    """Of the last policy; None when stopped."""
+    last: MetricsRow
+
+
+def train(
+    settings: TrainSettings,
+    folder: str | Path,
+    *,
+    report: Report = silent,
+    should_stop: ShouldStop = never,
+) -> TrainResult:
+    """Train from scratch into a new run folder.
+
+    `report` is called after every iteration; then `should_stop` is asked, and a run that is to
+    stop ends there with a complete folder. Raises BadInputError before anything is written when
+    the environment or the folder can't be used.
+    """
+    with _own_torch_state():
+        torch.manual_seed(settings.seed)
+        config = _describe(settings)
+        session = Session(config)
+        recorder = Recorder(session, RunFolder(Path(folder)))
+        recorder.folder.create(config)
+        try:
+            recorder.begin(_evaluate(session))
+            return _run(recorder, report, should_stop)
+        except BaseException:
+            if not recorder.folder.resume.exists():
+                recorder.folder.discard()
+            raise
+
+
+def resume(
+    folder: str | Path,
+    *,
+    steps: int | None = None,
+    compile_graph: bool | None = None,
+    report: Report = silent,
+    should_stop: ShouldStop = never,
+) -> TrainResult:
+    """Continue a run in its folder, with its settings but for the two that are given.
+
+    Environments can't be saved: episodes start afresh, from seeds that belong to the iteration.
+    """
+    run_folder = RunFolder(Path(folder))
+    config = run_folder.read_config()
+    settings = config.settings
+    settings = replace(
+        settings,
+        steps=settings.steps if steps is None else steps,
+        compile=settings.compile if compile_graph is None else compile_graph,
+    )
+    config = replace(config, settings=settings)
+    with _own_torch_state():
+        if _describe(settings) != config:
+            raise BadInputError(
+                f"a run continues in the environment it began in; {settings.env} now has other"
+                f" spaces than {run_folder.config} says. Restore the environment's version."
+            )
+        recorder = Recorder(Session(config), run_folder)
+        recorder.load()
+        if recorder.session.iteration >= settings.iterations:
+            raise BadInputError(
+                f"steps must be more than the run already has; got {settings.steps} against"
+                f" {recorder.rows[-1].step}. Give a larger --steps."
+            )
+        run_folder.sweep()
+        run_folder.write_config(config)
+        write_metrics(run_folder.metrics, recorder.rows)
+        return _run(recorder, report, should_stop)
+
+
+def _run(recorder: Recorder, report: Report, should_stop: ShouldStop) -> TrainResult:
+    """Iterate to the end, or until asked to stop, and leave a complete folder."""
+    session = recorder.session
+    settings = session.config.settings
+    saved = time.perf_counter()
+    began = saved - session.seconds
+    with closing(make_environments(settings.env, settings.num_envs)) as environments:
+        seeds = seeds_for(settings.seed, 1 + session.iteration, settings.num_envs)
+        collector = Collector(environments, session.agent, session.config.action, seeds)
+        while True:
+            rollout, row = session.iterate(collector)
+            session.seconds = time.perf_counter() - began
+            row = replace(row, seconds=session.seconds)
+            recorder.add(row)
+            report(row)
+            finished = session.iteration == settings.iterations
+            if finished or should_stop():
+                break
+            if session.iteration == 1 or time.perf_counter() - saved > SAVE_EVERY_SECONDS:
+                recorder.save(rollout, after=None)
+                saved = time.perf_counter()
+    after = _evaluate(session) if finished else None
+    recorder.save(rollout, after)
+    return TrainResult(recorder.folder.path, finished, recorder.before, after, row)
+
+
+def _describe(settings: TrainSettings) -> RunConfig:
+    """Look at the environment's spaces, and refuse those that can't be trained on."""
+    with closing(make_environments(settings.env, 1)) as environments:
+        return RunConfig(
+            settings,
+            describe_observations(environments.single_observation_space),
+            describe_actions(environments.single_action_space),
+        )
+
+
+def _evaluate(session: Session) -> Evaluation:
+    settings = session.config.settings
+    return evaluate(session.agent, session.config.action, settings.env, settings.seed)
+
+
+@contextmanager
+def _own_torch_state() -> Iterator[None]:
+    """Leave the caller's random state and thread count as they were."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        # Networks this small lose more to waking a second thread than it computes.
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

@@ -1,0 +1,37 @@
+"""Rows as a table to read: one line per contender, its metrics in columns."""
+
+from rich.table import Table
+
+from klppo_compile.perf.rows import Row
+from klppo_compile.perf.workloads import Workload
+
+COLUMNS = {
+    "time": ("us", "{:,.0f}"),
+    "minimum bytes over time": ("GB/s", "{:.2f}"),
+    "speed over torchrl eager": ("over torchrl eager", "{:.2f}x"),
+    "speed over torchrl compiled": ("over torchrl compiled", "{:.2f}x"),
+    "time over networks alone, compiled": ("times networks alone", "{:.3f}"),
+    "time over copy of the minimum bytes": ("times the copy", "{:.1f}"),
+}
+
+
+def table_of(workload: Workload, rows: list[Row]) -> Table:
+    """The rows of one workload; the interval of a ratio stands behind it."""
+    table = Table(title=f"{workload.name}: {workload.regime}", title_justify="left")
+    table.add_column("forward + backward, one thread")
+    shown = [metric for metric in COLUMNS if any(row.metric == metric for row in rows)]
+    for metric in shown:
+        table.add_column(COLUMNS[metric][0], justify="right")
+    for provider in dict.fromkeys(row.provider for row in rows):
+        cells = {row.metric: cell(row) for row in rows if row.provider == provider}
+        table.add_row(provider, *[cells.get(metric, "") for metric in shown])
+    return table
+
+
+def cell(row: Row) -> str:
+    """A value, and for ratios how far it may be off."""
+    shape = COLUMNS[row.metric][1]
+    text = shape.format(row.value)
+    if row.unit != "x":
+        return text
+    return f"{text} ±{50 * (row.high - row.low) / row.value:.0f}%"

@@ -1,0 +1,180 @@
+"""What is refused: the words, and that nothing has moved by then."""
+
+import math
+from copy import deepcopy
+
+import pytest
+import torch
+from torch.distributions import Distribution
+
+from klppo_compile import KLPENPPOLoss
+from tests.builders import problem
+
+NORMAL, CATEGORICAL = "independent normal", "Categorical"
+
+
+@pytest.fixture(autouse=True)
+def _no_validation(monkeypatch):
+    """As torchrl leaves it, so that no check of torch's stands in for ours."""
+    monkeypatch.setattr(Distribution, "_validate_args", False)
+
+
+def refused(loss, data, error, words):
+    """The call raises, and leaves beta, the random state and the data as they were."""
+    before, state = data.clone(), torch.get_rng_state()
+    with pytest.raises(error, match=words):
+        loss(data)
+    assert loss.beta == 1.0
+    assert torch.equal(state, torch.get_rng_state())
+    assert set(data.keys(True, True)) == set(before.keys(True, True))
+
+
+@pytest.mark.parametrize("name", [NORMAL, CATEGORICAL])
+def test_missing_entries_are_all_named(name):
+    actor, critic, data = problem(name)
+    loss = KLPENPPOLoss(actor, critic, dtarg=1e-6)
+    parameter = "loc" if name == NORMAL else "logits"
+    short = data.exclude("action", "action_log_prob", "value_target", parameter)
+    words = rf"lacks 'action' .*'action_log_prob' .*'value_target' .*'{parameter}' "
+    refused(loss, short, KeyError, words)
+
+
+def test_a_missing_advantage_says_what_to_do():
+    actor, critic, data = problem(CATEGORICAL)
+    refused(
+        KLPENPPOLoss(actor, critic),
+        data.exclude("advantage"),
+        RuntimeError,
+        r"Compute it first, .*GAE",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "change", "words"),
+    [
+        (NORMAL, "action_log_prob", lambda x: x[:, None], r"would broadcast to \[8, 8\]"),
+        (CATEGORICAL, "action_log_prob", lambda x: x[:, None], r"Use .squeeze\(-1\)"),
+        (CATEGORICAL, "action", lambda x: x[:, None], "'action' must have the shape"),
+        (NORMAL, "action", lambda x: x[:, :1], "'action' must have the shape"),
+        (NORMAL, "loc", lambda x: x[:, :1], "old loc' must have the shape of the actor's loc"),
+        (NORMAL, "scale", lambda x: x[:, :1], "must have the shape of"),
+        (CATEGORICAL, "logits", lambda x: x[:, :1], "must have the shape of the actor's logits"),
+        (CATEGORICAL, "advantage", lambda x: x[:, 0], "outer product over samples"),
+        (CATEGORICAL, "advantage", lambda x: x.expand(8, 8), r"must be \[\*batch, 1\]"),
+        (CATEGORICAL, "advantage", lambda x: x > 0, "must be floating point; got torch.bool"),
+        (CATEGORICAL, "value_target", lambda x: x[:, 0], "'value_target' must have the shape"),
+        (CATEGORICAL, "state_value", lambda x: x[:, 0], "'state_value' must have the shape"),
+        (CATEGORICAL, "action", lambda x: x.float(), r"must hold integer indices .*Use .long\(\)"),
+    ],
+)
+def test_shapes_and_dtypes(name, key, change, words):
+    actor, critic, data = problem(name)
+    loss = KLPENPPOLoss(actor, critic, clip_value=0.2, dtarg=1e-6)
+    if name == NORMAL and key in ("loc", "scale"):
+        # an Independent of its own would broadcast before anyone can look
+        words = "must have the shape of"
+        data = data.clone()
+        data["loc"], data["scale"] = change(data["loc"]), change(data["scale"])
+    else:
+        data[key] = change(data[key])
+    refused(loss, data, ValueError, words)
+
+
+def test_all_wrong_shapes_come_in_one_error():
+    actor, critic, data = problem(CATEGORICAL)
+    data["action_log_prob"] = data["action_log_prob"][:, None]
+    data["advantage"] = data["advantage"][:, 0]
+    words = "'action_log_prob' must have .*'advantage' must be"
+    refused(KLPENPPOLoss(actor, critic), data, ValueError, words)
+
+
+@pytest.mark.parametrize(
+    "key", ["action_log_prob", "advantage", "value_target", "state_value", "logits"]
+)
+def test_data_that_carry_a_gradient(key):
+    actor, critic, data = problem(CATEGORICAL)
+    data[key] = data[key].clone().requires_grad_()
+    loss = KLPENPPOLoss(actor, critic, clip_value=0.2)
+    refused(loss, data, RuntimeError, rf"tensordict stored '{key}' requires grad")
+
+
+def test_a_mask_finer_than_the_rows():
+    actor, critic, data = problem(CATEGORICAL)
+    data["shifted_valid"] = torch.ones(8, 5, dtype=torch.bool)
+    refused(KLPENPPOLoss(actor, critic), data, ValueError, "has more non-singleton dimensions")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"dtrag": 0.1}, TypeError, "no argument 'dtrag'. Did you mean 'dtarg'"),
+        ({"clip_epsilon": 0.1}, TypeError, "no argument 'clip_epsilon'. Did you mean"),
+        ({"entropy_coef": 0.1, "entropy_coeff": 0.1}, TypeError, "entropy_coef and entropy_coeff"),
+        ({"critic_coef": 0.1, "critic_coeff": 0.1}, TypeError, "critic_coef and critic_coeff"),
+        ({"gamma": 0.9}, TypeError, "gamma is not an argument of the loss"),
+        ({"increment": 0.5}, ValueError, "increment should be >= 1.0 in KLPENPPOLoss, got 0.5000"),
+        ({"decrement": 1.5}, ValueError, "decrement should be <= 1.0 in KLPENPPOLoss, got 1.5000"),
+        ({"decrement": 0.0}, ValueError, "decrement must be > 0"),
+        ({"dtarg": 0.0}, ValueError, "dtarg must be > 0"),
+        ({"dtarg": math.nan}, ValueError, "dtarg must be finite"),
+        ({"beta": -1.0}, ValueError, "beta must be >= 0"),
+        ({"beta": math.inf}, ValueError, "beta must be finite"),
+        ({"beta": 1e7}, ValueError, "beta must be 0 .*or within"),
+        ({"beta_min": 2.0, "beta_max": 1.0, "beta": 0.0}, ValueError, "beta_min must not exceed"),
+        ({"entropy_coeff": -1.0}, ValueError, "entropy_coeff must be >= 0"),
+        ({"entropy_coeff": {"action": 0.1}}, TypeError, "entropy_coeff as a mapping"),
+        ({"critic_coeff": -1.0}, ValueError, "critic_coeff must be >= 0"),
+        (
+            {"clip_value": True},
+            ValueError,
+            "clip_value must be a float or a scalar tensor, got True",
+        ),
+        ({"clip_value": -0.2}, ValueError, "clip_value must be > 0"),
+        ({"max_importance_ratio": 0.0}, ValueError, "max_importance_ratio must be > 0, got 0.0"),
+        ({"samples_mc_kl": 0}, ValueError, "samples_mc_kl must be an int >= 1"),
+        ({"samples_mc_entropy": -1}, ValueError, "samples_mc_entropy must be an int >= 1"),
+        ({"reduction": "avg"}, ValueError, "reduction must be one of"),
+        ({"loss_critic_type": "huber"}, ValueError, "loss_critic_type must be one of"),
+        ({"beta_update": "never"}, ValueError, "beta_update must be one of"),
+        ({"entropy_method": "exact"}, ValueError, "entropy_method must be one of"),
+        ({"backend": "cuda"}, ValueError, "backend must be one of"),
+        ({"delay_actor": True, "functional": False}, ValueError, "requires functional=True"),
+        (
+            {"normalize_advantage": True, "advantage_norm": object()},
+            ValueError,
+            "mutually exclusive",
+        ),
+    ],
+)
+def test_constructor_arguments(arguments, error, words):
+    actor, critic, _ = problem(CATEGORICAL)
+    with pytest.raises(error, match=words):
+        KLPENPPOLoss(actor, critic, **arguments)
+
+
+def test_networks_that_are_missing():
+    actor, critic, _ = problem(CATEGORICAL)
+    for pair in ((None, critic), (None, None)):
+        with pytest.raises(TypeError, match="Missing positional arguments"):
+            KLPENPPOLoss(*pair)
+    with pytest.raises(TypeError, match="Missing positional arguments"):
+        KLPENPPOLoss(actor, None, critic_coeff=1.0)
+
+
+def test_actors_without_one_probabilistic_module():
+    actor, critic, _ = problem(CATEGORICAL)
+    with pytest.raises(RuntimeError, match="Could not find the probabilistic module"):
+        KLPENPPOLoss(actor.module[0], critic)
+    two = type(actor)(*actor.module, deepcopy(actor.module[-1]))
+    with pytest.raises(RuntimeError, match="one and only one distribution"):
+        KLPENPPOLoss(two, critic)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("name", [NORMAL, "TanhNormal", "Independent(Bernoulli)"])
+def test_an_action_that_is_not_finite_shows(name, value):
+    """torchrl's loss stays finite there, and its gradient is NaN."""
+    actor, critic, data = problem(name)
+    data["action"] = data["action"].float()
+    data["action"][2] = value
+    assert KLPENPPOLoss(actor, critic)(data)["nonfinite"] == 1

@@ -1,0 +1,308 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from klppo_compile import __version__, cli
+from klppo_compile.cli import COMMANDS, klppo, run
+from klppo_compile.commands.interrupt import StopRequest
+from klppo_compile.commands.progress import free_folder
+from klppo_compile.exit_codes import CannotError, ExitCode
+from klppo_compile.training.loading import load_run
+from klppo_compile.training.settings import TrainSettings
+
+ROOT = Path(__file__).parents[1]
+MIRROR = "tests.mirror_environments:tests/{}-v0"
+SMALL = ["--steps=256", "--num-envs=4", "--horizon=32", "--epochs=1", "--minibatch-size=64"]
+SMALL += ["--no-compile"]
+
+GATES = (
+    "--max-kl --max-ratio --max-row-kl --min-entropy --min-ess --min-explained-variance"
+    " --out --picture"
+)
+SURFACE = {
+    "demo": "--no-compile --out --seed --steps",
+    "train": "--dtarg --entropy-coef --env --epochs --gamma --horizon --learning-rate --lmbda"
+    " --minibatch-size --no-compile --num-envs --out --resume --seed --steps",
+    "export": "--batch --checkpoint --data --dtype --format --graph --json --no-check --opset --out"
+    " --tolerance",
+    "check": "--checkpoint --data --json --provider --target --tolerance",
+    "evaluate": f"--batch-rows --data --json --provider --rows --set {GATES}",
+    "compare": f"--batch-rows --data --json --provider --rows {GATES}",
+    "merge": f"--json {GATES}",
+    "inspect": "--json",
+    "doctor": "--json",
+}
+
+
+def in_a_process(*arguments, **options):
+    """Start `klppo` in a process of its own, as a user does."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "klppo_compile.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        **options,
+    )
+
+
+# The surface
+
+
+def test_commands_and_options_are_frozen():
+    context = click.Context(klppo)
+    surface = {
+        name: {
+            flag
+            for parameter in klppo.get_command(context, name).get_params(context)
+            for flag in parameter.opts
+            if flag.startswith("--")
+        }
+        for name in klppo.list_commands(context)
+    }
+    assert surface == {name: {"--help", *flags.split()} for name, flags in SURFACE.items()}
+
+
+def test_exit_codes_are_frozen():
+    assert {code.name: int(code) for code in ExitCode} == {
+        "GOOD": 0,
+        "FAILED": 1,
+        "BAD_INPUT": 2,
+        "CANNOT": 3,
+        "MISSING": 4,
+        "INTERRUPTED": 130,
+    }
+
+
+def test_version(capsys):
+    assert run(["--version"]) == ExitCode.GOOD
+    assert capsys.readouterr().out == f"klppo, version {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "-h"] for name in COMMANDS)])
+def test_help_needs_nothing_heavy(arguments):
+    heavy = {"torch", "numpy", "gymnasium", "matplotlib", "tensordict", "safetensors"}
+    code = (
+        "import sys; from klppo_compile.cli import run;"
+        f"assert run({arguments!r}) == 0; print(*({heavy!r} & sys.modules.keys()), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.startswith("Usage: klppo")
+    assert done.stderr == "\n"
+
+
+def test_help_states_the_exit_codes(capsys):
+    run(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for code in ExitCode:
+        assert f" {int(code)} " in text
+
+
+# Exit code 0
+
+
+def test_train_says_what_came_of_it_and_where(tmp_path, capsys):
+    folder = tmp_path / "run"
+    arguments = ["train", "--env", MIRROR.format("Box"), "--out", str(folder), *SMALL]
+    assert run([*arguments, "--seed=7", "--dtarg=0.02"]) == ExitCode.GOOD
+    output = capsys.readouterr()
+    assert re.search(r"mean return \d\.\d before, \d\.\d after 256 steps", output.out)
+    assert f"Run folder: {folder}" in output.out
+    # A log gets lines, each with the three numbers to watch.
+    assert re.search(r"128 of 256 steps  return [\d.]+  KL [\d.]+  beta [\d.]+\n", output.err)
+    settings = json.loads((folder / "config.json").read_text())["settings"]
+    assert (settings["seed"], settings["dtarg"], settings["compile"]) == (7, 0.02, False)
+    assert run(["train", "--resume", str(folder), "--steps=512"]) == ExitCode.GOOD
+    assert "after 512 steps" in capsys.readouterr().out
+
+
+def test_demo_trains_both_and_prints_a_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    assert run(["demo", "--steps=2048", "--no-compile", f"--out={tmp_path}"]) == ExitCode.GOOD
+    output = capsys.readouterr().out
+    for env in ("CartPole-v1", "InvertedPendulum-v5"):
+        assert re.search(rf"{env} +│ +[\d.]+ ± [\d.]+ │ +[\d.]+ ± [\d.]+ │ 2,048 │", output)
+        assert str(tmp_path / f"{env}-seed0") in output
+        assert load_run(tmp_path / f"{env}-seed0").config.settings.env == env
+
+
+def test_the_default_folder_is_never_one_that_exists(tmp_path):
+    settings = TrainSettings(env="ale_py:ALE/Pong-v5", seed=3)
+    assert free_folder(tmp_path, settings) == tmp_path / "ale_py-ALE-Pong-v5-seed3"
+    (tmp_path / "ale_py-ALE-Pong-v5-seed3").mkdir()
+    (tmp_path / "ale_py-ALE-Pong-v5-seed3-2").mkdir()
+    assert free_folder(tmp_path, settings) == tmp_path / "ale_py-ALE-Pong-v5-seed3-3"
+
+
+# Exit code 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["train"], "Missing option '--env'"),
+        (["train", "--env", "NoSuchEnv-v0"], "got 'NoSuchEnv-v0'"),
+        (["train", "--env", "CartPole-v99"], "got 'CartPole-v99'"),
+        (["train", "--env", "FrozenLake-v1"], "observations must be a Box space; got Discrete"),
+        (["train", "--env", "Blackjack-v1"], "observations must be a Box space; got Tuple"),
+        (["train", "--env", "CartPole-v1", "--steps", "0"], "steps must be at least 1; got 0"),
+        (["train", "--env", "CartPole-v1", "--steps", "many"], "'many' is not a valid integer"),
+        (["train", "--env", "CartPole-v1", "--seed", "-1"], "seed must be from 0"),
+        (["train", "--env", "CartPole-v1", "--minibatch-size", "7"], "must divide num_envs"),
+        (["train", "--env", "CartPole-v1", "--learning-rate", "nan"], "learning_rate must be"),
+        (["train", "--resume", "nowhere"], "got nowhere, which has no config.json"),
+        (["train", "--resume", "nowhere", "--gamma", "0.9"], "--gamma can't be given"),
+        (["train", "--env", "CartPole-v1", "--stepps", "3"], "No such option"),
+        (["tarin"], "No such command 'tarin'"),
+        (["demo", "--steps", "-5"], "steps must be at least 1; got -5"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_leaves_nothing(
+    arguments, reason, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == ExitCode.BAD_INPUT
+    error = capsys.readouterr().err
+    assert reason in error
+    assert [line for line in error.splitlines() if line.startswith("Error: ")] == [
+        error.splitlines()[-1]
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    folder = tmp_path / "file" / "run"
+    arguments = ["train", "--env", "CartPole-v1", "--out", str(folder)]
+    assert run(arguments) == ExitCode.BAD_INPUT
+    assert f"{folder} must be writable; got Not a directory" in capsys.readouterr().err
+
+
+def test_an_occupied_run_folder_is_refused(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    arguments = ["train", "--env", "CartPole-v1", "--out", str(tmp_path)]
+    assert run(arguments) == ExitCode.BAD_INPUT
+    assert "must be new or empty" in capsys.readouterr().err
+
+
+# Exit codes 3 and 4
+
+
+def test_an_environment_that_gives_no_numbers_cannot_be_trained_on(tmp_path, capsys):
+    arguments = ["train", "--env", MIRROR.format("Broken"), "--out", str(tmp_path / "r"), *SMALL]
+    assert run(arguments) == ExitCode.CANNOT
+    assert "every reward of a rollout must be finite" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_defect_is_no_verdict(capsys, monkeypatch):
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError("of our own")
+
+    monkeypatch.setattr(klppo, "main", broken)
+    assert run([]) == ExitCode.CANNOT
+    error = capsys.readouterr().err
+    assert "ZeroDivisionError: of our own" in error
+    assert error.endswith("Error: klppo itself broke; please report the lines above.\n")
+
+
+@pytest.mark.parametrize("package", cli.EXTRAS)
+def test_a_missing_package_is_named_with_its_extra(package, capsys, monkeypatch):
+    def importing(*args, **kwargs):
+        raise ModuleNotFoundError(f"No module named {package!r}", name=f"{package}.part")
+
+    monkeypatch.setattr(klppo, "main", importing)
+    assert run([]) == ExitCode.MISSING
+    assert f"needs {package}, which is not installed" in capsys.readouterr().err
+
+
+def test_training_without_gymnasium_names_the_extra(tmp_path):
+    code = (
+        "import sys; sys.modules['gymnasium'] = None; from klppo_compile.cli import run;"
+        f"sys.exit(run(['train', '--env', 'CartPole-v1', '--out', {str(tmp_path / 'r')!r}]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == ExitCode.MISSING
+    assert done.stderr == (
+        "Error: this command needs gymnasium, which is not installed."
+        " Run pip install 'klppo-compile[train]'.\n"
+    )
+    assert not (tmp_path / "r").exists()
+
+
+def test_every_refusal_reaches_the_shell(capsys, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise CannotError("the rule; what came; the fix")
+
+    monkeypatch.setattr(klppo, "main", refuse)
+    assert run([]) == ExitCode.CANNOT
+    assert capsys.readouterr().err == "Error: the rule; what came; the fix\n"
+
+
+# Interruption
+
+
+def begin_a_long_run(folder):
+    """Start a run that won't end by itself, and wait until it has trained a little."""
+    arguments = ["--env", "CartPole-v1", "--out", str(folder), "--no-compile", "--epochs=1"]
+    process = in_a_process("train", *arguments, "--steps=200000")
+    for line in process.stderr:
+        if " of " in line:
+            return process
+    raise AssertionError(f"ended by itself: {process.wait()}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_a_complete_folder_that_resumes(number, tmp_path):
+    folder = tmp_path / "run"
+    process = begin_a_long_run(folder)
+    process.send_signal(number)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert "Stopping after this iteration" in error
+    assert "Traceback" not in error
+    assert f"Continue with: klppo train --resume {folder}" in output
+    run_folder = load_run(folder, "last")
+    assert (folder / "curves.png").stat().st_size > 10_000
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    steps = int(rows[-1].split(",")[0])
+    assert len(run_folder.example) == 2048
+    assert run(["train", "--resume", str(folder), f"--steps={steps + 1}"]) == ExitCode.GOOD
+    assert len((folder / "metrics.csv").read_text().splitlines()) == len(rows) + 1
+
+
+def test_a_killed_run_resumes_from_its_last_save(tmp_path, capsys):
+    folder = tmp_path / "run"
+    process = begin_a_long_run(folder)
+    process.kill()
+    process.communicate(timeout=60)
+    # What a process leaves that dies while it replaces the rollout.
+    (folder / "rollout").rename(folder / ".rollout.1.old")
+    (folder / ".best.safetensors.1.tmp").write_bytes(b"half")
+    assert run(["train", "--resume", str(folder), "--steps=4096"]) == ExitCode.GOOD
+    iterations = [row.split(",")[1] for row in (folder / "metrics.csv").read_text().splitlines()]
+    assert iterations == ["iteration", "1", "2"]
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_second_ctrl_c_ends_at_once(capsys):
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest("Stopping.") as stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGINT)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert capsys.readouterr().err == "\nStopping. Press Ctrl-C again to quit at once.\n"

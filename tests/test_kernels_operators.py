@@ -1,0 +1,64 @@
+"""The operators under torch: opcheck, one graph, beta that moves inside the step."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from klppo_compile import LossConfig, klpen_ppo_loss
+from tests.kernel_cases import NUMBERS, batch, head
+
+pytest.importorskip("triton", reason="Triton has no wheel here")
+
+from klppo_compile.kernels import operators  # noqa: F401 (registers them)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(("name", "D", "K"), [("normal", 3, 1), ("categorical", 4, 2)])
+def test_opcheck(name, D, K, reduction):
+    b = batch(head(name, 5, D, K), masks=True)
+    (h,) = b.policy
+    new = [x.requires_grad_() for x in h.new]
+    b = dataclasses.replace(b, advantage=b.advantage.nan_to_num(), value_target=b.value)
+    rows = (b.old_log_prob, b.advantage, b.value.clone().requires_grad_(), b.value_target)
+    rows += (b.old_value, b.proximal_log_prob, b.mask, b.value_mask)
+    what = (name, "l2", reduction, [True, True, True], h.action, list(h.old), new)
+    numbers = ([0.0, *NUMBERS[1:]], [torch.tensor(1.3)], 1)
+    operator = torch.ops.klppo_compile.forward.default
+    results = torch.library.opcheck(operator, (*what, None, None, None, *rows, *numbers))
+    assert set(results.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("eps", [0.2, 0.08, 1e-3])
+@pytest.mark.parametrize("name", ["normal", "categorical"])
+def test_one_graph_with_beta_moving_inside_the_step(name, eps):
+    minibatch = batch(head(name, 20, 6, eps=eps))
+    config = LossConfig(clip_value=0.2)
+
+    def step(new, value, beta, backend):
+        policy = (dataclasses.replace(minibatch.policy[0], new=new),)
+        now = dataclasses.replace(minibatch, policy=policy, value=value)
+        out = klpen_ppo_loss(now, beta, config, backend)
+        beta.copy_(out.next_beta)
+        return out.loss_objective + 0.7 * out.loss_entropy + 2.0 * out.loss_critic
+
+    found = []
+    for run, backend in ((step, "torch"), (torch.compile(step, fullgraph=True), "triton")):
+        new = tuple(x.clone().requires_grad_() for x in minibatch.policy[0].new)
+        value, beta = minibatch.value.clone().requires_grad_(), torch.tensor(1.3)
+        total = run(new, value, beta, backend)
+        found.append((total, beta, *torch.autograd.grad(total, [*new, value])))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
+def test_one_tensor_under_two_names():
+    minibatch = batch(head("normal", 6, 3))
+    (h,) = minibatch.policy
+    loc = h.new[0].clone().requires_grad_()
+    same = dataclasses.replace(h, action=loc, new=(loc, h.new[1]))
+    minibatch = dataclasses.replace(minibatch, policy=(same,))
+    grads = []
+    for backend in ("torch", "triton"):
+        out = klpen_ppo_loss(minibatch, 1.0, LossConfig(), backend)
+        grads.append(torch.autograd.grad(out.loss_objective, loc)[0])
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-5, atol=1e-7)

@@ -1,0 +1,73 @@
+"""The pure parts of the benchmark: medians, interleaving, rows, and no speed for a wrong answer."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from klppo_compile.perf.__main__ import main
+from klppo_compile.perf.cpu import WrongAnswerError, check
+from klppo_compile.perf.measure import estimate, interleave, ratios
+from klppo_compile.perf.providers import OURS, PROVIDERS
+from klppo_compile.perf.rows import Row, read_document, write_document
+from klppo_compile.perf.workloads import WORKLOADS, problem
+
+ROW = Row("normal/heads/256", "ours", "time", "us", 2.0, 1.0, 3.0, 9, "lower")
+
+
+def test_a_median_lies_in_its_interval():
+    found = estimate([float(x) for x in range(101)])
+    assert found.value == 50
+    assert 30 < found.low < 50 < found.high < 70
+    assert ratios([2.0, 4.0, 9.0], [1.0, 2.0, 3.0]).value == 2
+    with pytest.raises(ValueError, match="needs a sample; got none"):
+        estimate([])
+
+
+def test_steps_take_turns_until_time_is_up():
+    order, ticks = [], iter(range(1000))
+    steps = {name: lambda name=name: order.append(name) for name in "ab"}
+    times = interleave(steps, rounds=100, seconds=20, clock=lambda: float(next(ticks)))
+    assert order[:4] == ["a", "b", "a", "b"]
+    assert len(times["a"]) == len(times["b"]) < 100
+    assert set(times["a"]) == {1.0}
+
+
+def test_rows_come_back_as_they_were_written(tmp_path):
+    path = tmp_path / "run.json"
+    write_document(path, {"commit": "abc"}, [ROW])
+    assert read_document(path) == ({"commit": "abc"}, [ROW])
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(ValueError, match=r"run\.json must be a JSON document"):
+        read_document(path)
+    path.write_text(json.dumps({"schema": "other"}))
+    with pytest.raises(ValueError, match="must have the schema"):
+        read_document(path)
+
+
+@pytest.mark.parametrize("family", ["normal", "categorical"])
+def test_a_wrong_answer_gets_no_speed(family):
+    workload = replace(next(w for w in WORKLOADS if w.family == family), batch=64)
+    case = problem(workload)
+    provider = next(p for p in PROVIDERS if p.name == OURS)
+    step = provider.build(case)
+    check(case, {provider: step})
+
+    def wrong():
+        total, grads = step()
+        return total, (grads[0] * 1.01, *grads[1:])
+
+    with pytest.raises(WrongAnswerError, match=OURS):
+        check(case, {provider: wrong})
+
+
+def test_a_pattern_that_matches_nothing_is_bad_input(capsys):
+    assert main(["cpu", "--workload", "gamma/*"]) == 2
+    assert "matches none of" in capsys.readouterr().out
+
+
+def test_workloads_reproduce():
+    workload = replace(WORKLOADS[0], batch=16)
+    one, two = problem(workload), problem(workload)
+    assert torch.equal(one.data["action"], two.data["action"])

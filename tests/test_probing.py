@@ -1,0 +1,145 @@
+"""Which callables are read as passing their parameters on, and which are called every time."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, Categorical, Independent, Normal, TransformedDistribution
+from torch.distributions.transforms import AffineTransform, TanhTransform
+
+from klppo_compile.probing import untouched
+
+TEMPERATURE = 1.0
+LOC, LOGITS = ("loc", "scale"), ("logits",)
+
+
+class EventNormal(Independent):
+    def __init__(self, loc, scale):
+        super().__init__(Normal(loc, scale), 1)
+
+
+class Annealed(Categorical):
+    temperature = 1.0
+
+    def __init__(self, logits):
+        super().__init__(logits=logits / self.temperature)
+
+
+class Annealer:
+    temperature = 1.0
+
+    def __call__(self, logits):
+        return Categorical(logits=logits / self.temperature)
+
+    def build(self, logits):
+        return Categorical(logits=logits / self.temperature)
+
+
+def squashed(loc, scale):
+    return TransformedDistribution(Normal(loc, scale), [TanhTransform(), AffineTransform(1.0, 2.0)])
+
+
+def imports_inside(logits):
+    import torch
+
+    return Categorical(logits=logits / torch.ones(()))
+
+
+def calls_an_inner_function(logits):
+    def heated(x):
+        return x / TEMPERATURE
+
+    return Categorical(logits=heated(logits))
+
+
+def with_a_default(logits, temperature=[1.0]):  # noqa: B006 - what is tested
+    return Categorical(logits=logits / temperature[0])
+
+
+def with_a_cell(temperature):
+    return lambda logits: Categorical(logits=logits / temperature)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (lambda loc, scale: Independent(Normal(loc, scale), 1), LOC),
+        (lambda scale, loc: Normal(loc, scale), LOC),
+        (lambda loc, scale: torch.distributions.Normal(scale=scale, loc=loc), LOC),
+        (EventNormal, LOC),
+        (squashed, LOC),
+        (lambda logits: Independent(Categorical(logits=logits), 1), LOGITS),
+        (lambda logits: Categorical(None, logits), LOGITS),
+        (lambda logits: Bernoulli(logits=logits), LOGITS),
+        (partial(Normal, validate_args=False), LOC),
+    ],
+)
+def test_what_passes_its_parameters_on_is_not_called_again(kind, names):
+    reading = untouched(kind, names)
+    assert reading is not None
+    given = {name: torch.rand(5, 2, 3) + 0.5 for name in names}
+    found = reading(given)
+    for a, b in zip(found.parameters, (given[name] for name in names), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (lambda loc, scale: Normal(loc, scale.clamp(0.05, 5.0)), LOC),
+        (lambda loc, scale: Normal(loc, scale.exp()), LOC),
+        (lambda loc, scale: Normal(loc.tanh(), scale), LOC),
+        (lambda loc, scale: Normal(loc, scale[..., :1].expand_as(loc)), LOC),
+        (lambda loc, scale: Normal(loc[..., :2], scale[..., :2]), LOC),
+        (lambda logits: Categorical(logits=logits.clamp(-20, 20)), LOGITS),
+        (lambda logits: Categorical(logits=logits.clamp_min(-1e8)), LOGITS),
+        (lambda logits: Categorical(logits=logits / 2), LOGITS),
+        (lambda logits: Categorical(logits=logits * 1.000001), LOGITS),
+        (lambda logits: Categorical(probs=0.99 * logits.softmax(-1) + 0.002), LOGITS),
+        (lambda logits: Categorical(probs=logits), LOGITS),
+        (lambda logits: Bernoulli(logits=logits.clamp(-30, 30)), LOGITS),
+    ],
+)
+def test_what_changes_its_parameters_is_built_every_time(kind, names):
+    assert untouched(kind, names) is None
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda logits: Categorical(logits=logits / TEMPERATURE),
+        with_a_cell(1.0),
+        with_a_cell(torch.ones(())),
+        with_a_default,
+        calls_an_inner_function,
+        Annealed,
+        Annealer(),
+        Annealer().build,
+        imports_inside,
+        partial(lambda logits, t: Categorical(logits=logits / t), t=torch.ones(())),
+    ],
+    ids=[
+        "global",
+        "cell",
+        "tensor",
+        "default",
+        "inner",
+        "class",
+        "object",
+        "bound",
+        "import",
+        "partial",
+    ],
+)
+def test_what_may_change_its_mind_is_built_every_time(kind):
+    """Each passes its logits on today, and is one assignment away from doing otherwise."""
+    logits = torch.randn(2, 3)
+    torch.testing.assert_close(kind(logits=logits).logits, Categorical(logits=logits).logits)
+    assert untouched(kind, LOGITS) is None
+
+
+def test_a_callable_that_raises_is_built_every_time():
+    def fails(logits):
+        raise RuntimeError("no")
+
+    assert untouched(fails, LOGITS) is None
