@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: demo test lint format
 .NOTPARALLEL:
 
-demo: .venv/train.stamp
+demo: .venv/demo.stamp
 	.venv/bin/klppo demo
 
 test: .venv/test.stamp

@@ -179,8 +179,13 @@ def _refuse_twice(names: tuple[str, ...]) -> None:
 def explain(graph: Graph, example: TensorDictBase, error: Exception) -> str:
     """Why a program can't be traced, with the name of the innermost module that can't."""
     kind = getattr(graph.loss.actor_head.kind, "__name__", "its class")
-    nowhere = f"the policy's distribution ({kind})", _reason(error)
-    where, reason = _culprit(graph, example) or nowhere
+    found = _culprit(graph, example)
+    if found is None:
+        return (
+            f"the policy's distribution ({kind}) can't be traced: {_reason(error)}. Use a family of"
+            " independent elements: Normal, TanhNormal, Categorical, Bernoulli, Beta."
+        )
+    where, reason = found
     # The tracer's fix, "batch = 8", or what torch says of shapes that don't go together.
     if "batch = " in reason or "shape" in reason:
         return (

@@ -49,6 +49,9 @@ class CaseMaker:
         self.run = run
         self.batch = batch
         self.random = torch.Generator().manual_seed(0)
+        given = [example.get(e.key) for e in graph.entries if e.role == "log_prob"]
+        self.usual = 2.0 + max((float(x.abs().max()) for x in given), default=0.0)
+        """Above the largest |log-prob| of the example."""
 
     def cases(self) -> Iterator[Case]:
         """The example as it is, then the random batches, then the edges."""
@@ -79,9 +82,7 @@ class CaseMaker:
         size = self.batch or 7
         same = self._policies(self._disturbed(size), 0.0)
         yield Case("equal policies", same, {**NEUTRAL})
-        # An action that is a number stays where it was: far from it a ratio has no digits left.
-        numbers = any(e.role == "action" and same[e.name].is_floating_point() for e in self.entries)
-        far = self._disturbed(size, spread=1.0 if numbers else 3.0)
+        far = self._disturbed(size, spread=3.0)
         yield Case("far observations", self._policies(far, 0.3), {**NEUTRAL})
         broken = dict(self._policies(self._disturbed(size), 0.03))
         advantage = next(e.name for e in self.entries if e.role == "advantage")
@@ -104,7 +105,22 @@ class CaseMaker:
         return {k: x.float() if x.dtype == torch.float64 else x for k, x in found.items()}
 
     def _disturbed(self, size: int, spread: float = 0.3) -> Arrays:
-        """Rows drawn again, their observations disturbed, everything free redrawn."""
+        """Rows drawn again, their observations disturbed, everything free redrawn.
+
+        An action that is a number stays where it was. Observations stay so near that it does not
+        become improbable: a ratio is the difference of two log-probs, and would have no digits.
+        """
+        arrays = self._drawn(size, spread)
+        action = next((arrays[e.name] for e in self.entries if e.role == "action"), None)
+        if action is not None and action.is_floating_point():
+            for _ in range(ATTEMPTS):
+                if float(self.run(arrays, {})["log_prob"].abs().max()) < self.usual:
+                    break
+                spread /= 3.0
+                arrays = self._drawn(size, spread)
+        return arrays
+
+    def _drawn(self, size: int, spread: float) -> Arrays:
         rows = torch.randint(len(self.example), (size,), generator=self.random)
         time = None
         if self.dims == 2:

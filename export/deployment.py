@@ -12,8 +12,8 @@ from klppo_compile.export.report import report
 from klppo_compile.export.runtime import open_file
 from klppo_compile.export.target import resolve
 
-LARGEST_KL = 10.0
-"""Nats that a whole training may move the policy; the limit of a real pipeline is far smaller."""
+LARGEST_KL = 5.0
+"""Nats that a whole training may move a policy. What a pipeline lets one update do is far less."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def to_proto(captured: Captured, opset: int, family: str) -> onnx.ModelProto:
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
     strip(proto)
-    write_out_choices(proto)
+    write_out(proto)
     return proto
 
 
@@ -98,30 +98,63 @@ def strip(proto: onnx.ModelProto) -> None:
         del tensor.metadata_props[:]
 
 
-def write_out_choices(proto: onnx.ModelProto) -> None:
-    """Say `where` between truth values with And, Or and Not: ONNX Runtime has no Where of bool."""
+def write_out(proto: onnx.ModelProto) -> None:
+    """Say with other operators what ONNX Runtime lacks, or computes to too few digits.
+
+    It has no Where of truth values. Its Sigmoid is exact to 1e-7 of 1, not of a small value, which
+    the KL of a Bernoulli lives on.
+    """
     inferred = onnx.shape_inference.infer_shapes(proto).graph
-    bools = {
-        value.name
+    kinds = {
+        value.name: value.type.tensor_type.elem_type
         for value in (*inferred.value_info, *inferred.output)
-        if value.type.tensor_type.elem_type == onnx.TensorProto.BOOL
     }
     nodes: list[onnx.NodeProto] = []
     for node in proto.graph.node:
-        if node.op_type != "Where" or node.output[0] not in bools:
+        kind = kinds.get(node.output[0])
+        if node.op_type == "Where" and kind == onnx.TensorProto.BOOL:
+            nodes += _choice(node)
+        elif node.op_type == "Sigmoid" and kind == onnx.TensorProto.FLOAT:
+            nodes += _sigmoid(node)
+        else:
             nodes.append(node)
-            continue
-        (condition, yes, no), out = node.input, node.output[0]
-        parts = [f"{out}_{part}" for part in ("kept", "not", "other")]
-        make = onnx.helper.make_node
-        nodes += [
-            make("And", [condition, yes], [parts[0]], name=f"{node.name}_kept"),
-            make("Not", [condition], [parts[1]], name=f"{node.name}_not"),
-            make("And", [parts[1], no], [parts[2]], name=f"{node.name}_other"),
-            make("Or", [parts[0], parts[2]], [out], name=node.name),
-        ]
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
+
+
+def _choice(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """(condition and yes) or (not condition and no)."""
+    (condition, yes, no), out = node.input, node.output[0]
+    kept, against, other = (f"{out}_{part}" for part in ("kept", "not", "other"))
+    return _named(
+        node,
+        ("And", [condition, yes], kept),
+        ("Not", [condition], against),
+        ("And", [against, no], other),
+        ("Or", [kept, other], out),
+    )
+
+
+def _sigmoid(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """1 / (1 + exp(-x))."""
+    (x,), out = node.input, node.output[0]
+    minus, power, one, total = (f"{out}_{part}" for part in ("minus", "exp", "one", "total"))
+    value = onnx.helper.make_tensor(one, onnx.TensorProto.FLOAT, (), [1.0])
+    constant = onnx.helper.make_node("Constant", [], [one], name=one, value=value)
+    steps = _named(
+        node,
+        ("Neg", [x], minus),
+        ("Exp", [minus], power),
+        ("Add", [power, one], total),
+        ("Reciprocal", [total], out),
+    )
+    return [constant, *steps]
+
+
+def _named(node: onnx.NodeProto, *steps: tuple[str, list[str], str]) -> list[onnx.NodeProto]:
+    """Nodes in the place of one, named after what they make."""
+    make = onnx.helper.make_node
+    return [make(kind, given, [out], name=f"{node.name}_{out}") for kind, given, out in steps]
 
 
 def add_defaults(proto: onnx.ModelProto, scalars: dict[str, float]) -> None:

@@ -81,7 +81,10 @@ class OnnxFile:
     ) -> dict[str, Array]:
         """Run the graph; `outputs` names those that are wanted, all by default."""
         names = list(self.manifest.output_names() if outputs is None else outputs)
-        options = load_onnxruntime().RunOptions()
+        # Not `load_onnxruntime`, which reads the metadata of every installed package.
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
         options.only_execute_path_to_fetches = True
         if not inputs.keys().isdisjoint(self.manifest.scalars):
             # An optional input can't be bound.

@@ -133,6 +133,9 @@ def test_demo_trains_both_and_prints_a_table(tmp_path, capsys, monkeypatch):
         assert re.search(rf"{env} +│ +[\d.]+ ± [\d.]+ │ +[\d.]+ ± [\d.]+ │ 2,048 │", output)
         assert str(tmp_path / f"{env}-seed0") in output
         assert load_run(tmp_path / f"{env}-seed0").config.settings.env == env
+        # And what came of it on ONNX Runtime: the largest error, the rows, the gate.
+        assert re.search(rf"{env}-seed0 +│ \d\.\de-\d+ │ 2,048 │ .* passed", output)
+        assert (tmp_path / f"{env}-seed0" / "best.onnx.json").is_file()
 
 
 def test_the_default_folder_is_never_one_that_exists(tmp_path):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -15,7 +16,7 @@ from klppo_compile.export import export_loss
 from klppo_compile.export.capture import capture, traceable
 from klppo_compile.export.cases import Case
 from klppo_compile.export.gamma import digamma, lgamma
-from klppo_compile.export.onnx_file import write_out_choices
+from klppo_compile.export.onnx_file import write_out
 from klppo_compile.export.parity import Parity, compare
 from klppo_compile.export.preparation import prepare
 from klppo_compile.export.structure import check_structure, lint
@@ -255,7 +256,8 @@ def model(nodes, **options):
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch"])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch"])
     graph = helper.make_graph(nodes, "g", [x], [y], **options)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    opsets = [helper.make_opsetid("", 20)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
 @pytest.mark.parametrize("operator", ["NonZero", "ScatterND", "Loop", "If", "RandomNormalLike"])
@@ -281,9 +283,21 @@ def test_a_choice_between_truth_values_is_written_out():
         helper.make_node("Cast", ["c"], ["y"], to=TensorProto.FLOAT),
     ]
     proto = model(nodes)
-    write_out_choices(proto)
+    write_out(proto)
     onnx.checker.check_model(proto, full_check=True)
     assert "Where" not in {node.op_type for node in proto.graph.node}
+
+
+def test_a_sigmoid_keeps_the_digits_of_small_values():
+    proto = model([helper.make_node("Sigmoid", ["x"], ["y"], name="s")])
+    write_out(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    x = np.linspace(-80, 20, 1001).astype(np.float32)
+    opened = onnxruntime.InferenceSession(
+        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (y,) = opened.run(None, {"x": x})
+    np.testing.assert_allclose(y, 1 / (1 + np.exp(-x.astype(np.float64))), rtol=1e-6)
 
 
 def test_log_gamma_and_digamma_are_those_of_torch():

@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -32,7 +33,8 @@ STEPS = {field.name: field.default for field in fields(TrainSettings)}["steps"]
 def command(seed: int, steps: int, out: Path, no_compile: bool) -> ExitCode:
     """Train on CartPole-v1 and InvertedPendulum-v5 and show what came of it.
 
-    Takes one to two minutes in all on two cores.
+    Then export, check, evaluate and gate the policies with ONNX Runtime, where it is installed.
+    Takes two minutes in all on two cores.
     """
     from klppo_compile.training.train import train
 
@@ -50,7 +52,35 @@ def command(seed: int, steps: int, out: Path, no_compile: bool) -> ExitCode:
         if not result.finished:
             break
     Console().print(table)
+    if result.finished:
+        _deploy(folders)
     click.echo("Early, best and last policy, the last rollout, metrics.csv and curves.png are in")
     for folder in folders:
         click.echo(f"  {folder}")
     return ExitCode.GOOD if result.finished else ExitCode.INTERRUPTED
+
+
+def _deploy(folders: list[Path]) -> None:
+    """Take each run's best policy to ONNX Runtime and print what it says of it."""
+    if find_spec("onnxscript") is None or find_spec("onnxruntime") is None:
+        click.echo("Not exported: run pip install 'klppo-compile[export]' for that part.")
+        return
+    from klppo_compile.export.deployment import deploy
+
+    table = Table("best.onnx of", title="Exported, checked, evaluated with ONNX Runtime")
+    for column in ("error", "rows", "KL to recorded", "ESS", "KL to early, gate"):
+        table.add_column(column, justify="right")
+    for folder in folders:
+        done = deploy(folder)
+        assert done.exported.parity is not None
+        verdict = done.verdict
+        word = "passed" if verdict.passed else "FAILED"
+        table.add_row(
+            folder.name,
+            f"{done.exported.parity.needed:.1e}",
+            f"{done.rows:,}",
+            f"{done.kl:.2g}",
+            f"{done.ess:.1%}",
+            f"{verdict.found:.2g} <= {verdict.limit:g} {word}",
+        )
+    Console().print(table)
