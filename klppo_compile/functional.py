@@ -53,6 +53,7 @@ def loss_of_checked(
         clipped=config.clip_value is not None and minibatch.value is not None,
         entropy_bonus=config.entropy_bonus,
         explained_variance=config.explained_variance and minibatch.value is not None,
+        effective_sample_size=config.effective_sample_size,
     )
     if backends.choose(minibatch, backend).backend == "triton":
         out = backends.triton_loss(minibatch, numbers(minibatch, beta, config), static)

@@ -233,6 +233,7 @@ class KLPENPPOLoss(ScheduledLoss):
             reduction=self.reduction,
             entropy_bonus=self.entropy_bonus,
             explained_variance=self.log_explained_variance,
+            effective_sample_size=False,  # no key of the output
         )
 
     def sampling(self) -> Sampling:

@@ -153,6 +153,7 @@ class LossConfig:
         reduction: "mean", "sum" or "none".
         entropy_bonus: whether the entropy and its loss are computed.
         explained_variance: whether the critic's explained variance is.
+        effective_sample_size: whether the effective sample size is.
     """
 
     dtarg: float | Tensor = 0.01
@@ -168,6 +169,7 @@ class LossConfig:
     reduction: str = "mean"
     entropy_bonus: bool = True
     explained_variance: bool = True
+    effective_sample_size: bool = True
 
     def __post_init__(self) -> None:
         for name, words in CHOICES.items():
@@ -195,7 +197,8 @@ class LossOutput:
         mean_kl: `[]` its mean over valid rows, which moves beta.
         kl_approx: `[]` mean of old (or proximal) log-prob - log-prob.
         entropy: `[]` mean over valid rows, in nats; None without the bonus.
-        effective_sample_size: `[]` (sum of ratios)^2 / sum of squared ratios.
+        effective_sample_size: `[]` (sum of ratios)^2 / sum of squared ratios; None where not asked
+            for.
         value_clip_fraction: `[]` share of values that clipping moved; None without clipping.
         explained_variance: `[1]` 1 - var(target - value) / var(target); None where not asked for.
         nonfinite: `[]` int64, rows whose inputs or KL are not finite.
@@ -211,7 +214,7 @@ class LossOutput:
     mean_kl: Tensor
     kl_approx: Tensor
     entropy: Tensor | None
-    effective_sample_size: Tensor
+    effective_sample_size: Tensor | None
     value_clip_fraction: Tensor | None
     explained_variance: Tensor | None
     nonfinite: Tensor

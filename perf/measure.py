@@ -7,6 +7,7 @@ the rounds' ratios. Absolute times drift by some 15 % between runs, these ratios
 """
 
 import gc
+import random
 import time
 from collections.abc import Callable, Mapping
 from statistics import NormalDist, median
@@ -51,10 +52,11 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds of every step in every round; it ends early once `seconds` of the clock are spent.
 
-    The garbage collector rests meanwhile: its pauses belong to no step.
+    Each round has an order of its own, for a step pays for what the one before it left in the cache
+    and took from the allocator. The garbage collector rests: its pauses belong to no step.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
-    collecting = gc.isenabled()
+    order, collecting = random.Random(0), gc.isenabled()  # noqa: S311 - an order, not a secret
     gc.collect()
     gc.disable()
     try:
@@ -62,9 +64,9 @@ def interleave(
         for done in range(rounds):
             if done and clock() - began > seconds:
                 break
-            for name, step in steps.items():
+            for name in order.sample(list(steps), len(steps)):
                 start = clock()
-                step()
+                steps[name]()
                 times[name].append(clock() - start)
     finally:
         if collecting:

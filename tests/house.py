@@ -18,6 +18,7 @@ LAYERS = (
     ("distributions", "objective", "penalty", "returns"),
     ("blocks", "packing"),
     ("elements",),
+    ("sums",),
     ("eager", "advantage", "recognise"),
     ("backends", "checks", "probing", "registry"),
     ("reading",),

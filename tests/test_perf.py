@@ -1,6 +1,8 @@
 """The pure parts of the benchmark: medians, interleaving, rows, and no speed for a wrong answer."""
 
 import json
+import re
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from klppo_compile.perf.__main__ import main
 from klppo_compile.perf.cpu import WrongAnswerError, check
+from klppo_compile.perf.machine import result_name, run_header
 from klppo_compile.perf.measure import estimate, interleave, ratios
 from klppo_compile.perf.providers import OURS, PROVIDERS
 from klppo_compile.perf.rows import Row, read_document, write_document
@@ -29,7 +32,8 @@ def test_steps_take_turns_until_time_is_up():
     order, ticks = [], iter(range(1000))
     steps = {name: lambda name=name: order.append(name) for name in "ab"}
     times = interleave(steps, rounds=100, seconds=20, clock=lambda: float(next(ticks)))
-    assert order[:4] == ["a", "b", "a", "b"]
+    rounds = ["".join(order[i : i + 2]) for i in range(0, len(order), 2)]
+    assert set(rounds) == {"ab", "ba"}
     assert len(times["a"]) == len(times["b"]) < 100
     assert set(times["a"]) == {1.0}
 
@@ -65,6 +69,25 @@ def test_a_wrong_answer_gets_no_speed(family):
 def test_a_pattern_that_matches_nothing_is_bad_input(capsys):
     assert main(["cpu", "--workload", "gamma/*"]) == 2
     assert "matches none of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--rounds", "--seconds"])
+def test_no_measurement_takes_no_time(option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["cpu", option, "0"])
+    assert "must be above 0; got 0" in capsys.readouterr().err
+
+
+def test_a_missing_torchrl_is_said(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torchrl", None)
+    assert main(["cpu", "--workload", "normal/heads/256"]) == 4
+    assert "pip install 'klppo-compile[perf]'" in capsys.readouterr().out
+
+
+def test_results_are_named_by_date_commit_and_machine():
+    header = run_header("python -m klppo_compile.perf cpu")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d-[^-]+(-dirty)?-.+\.json", result_name(header))
+    assert header["machine"]["torch"] == torch.__version__
 
 
 def test_workloads_reproduce():
