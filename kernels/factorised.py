@@ -5,9 +5,19 @@ Backward recomputes an element; that costs less than keeping it.
 
 import triton.language as tl
 
-from klppo_compile.kernels.samples import sample_gradients, sum_samples
+from klppo_compile.kernels.samples import end_head, sample_gradients
 from klppo_compile.kernels.specialise import Free
-from klppo_compile.kernels.tiles import columns, counting, inside, load, row_sum, rows, spread
+from klppo_compile.kernels.tiles import (
+    columns,
+    counting,
+    inside,
+    load,
+    row_sum,
+    row_value,
+    rows,
+    spread,
+    store_counting,
+)
 
 log_prob, kl, entropy, vjp = Free("log_prob"), Free("kl"), Free("entropy"), Free("vjp")
 correction, correction_vjp = Free("correction"), Free("correction_vjp")
@@ -21,6 +31,7 @@ def factorised_forward(
     extra,
     samples,
     numbers,
+    carry,
     out,
     N,
     STEPS,
@@ -39,8 +50,8 @@ def factorised_forward(
 ):
     """Rows to their outputs and the block's partials.
 
-    old, new: the head's parameters. extra: log_volume [], noise [STEPS, N, D] with strides SN,
-    weights [STEPS]; absent: None.
+    old, new: the head's parameters. extra: log_volume [N], noise [STEPS, N, D], weights
+    [STEPS]; absent: None. SN: strides of the noise and of log_volume. carry: see `end_head`.
     SH: row strides of action, old and new.
     """
     log_volume, noise, weights = extra
@@ -60,9 +71,9 @@ def factorised_forward(
         b_log_prob, b_kl = b_log_prob + row_sum(b[0]), b_kl + row_sum(b[1])
         b_entropy = b_entropy + row_sum(b[2])
     if log_volume is not None:
-        volume = tl.load(log_volume).to(tl.float32)
+        volume = row_value(log_volume, i_n, SN[3])
         b_log_prob, b_entropy = b_log_prob - volume, b_entropy + volume
-    sum_samples(
+    end_head(
         b_log_prob,
         b_kl,
         b_entropy,
@@ -70,6 +81,7 @@ def factorised_forward(
         live,
         samples,
         numbers,
+        carry,
         out,
         N,
         S,
@@ -125,6 +137,7 @@ def factorised_backward(
     d_new,
     d_value,
     N,
+    HEAD,
     STEPS,
     SH: tl.constexpr,
     SN: tl.constexpr,
@@ -138,15 +151,27 @@ def factorised_backward(
     UNROLL: tl.constexpr,
     CLIPPED: tl.constexpr,
 ):
-    """Gradients of the new parameters [N, D] and of the value. kept: metrics, log_prob [N]."""
+    """Gradients of the new parameters [N, D] and, unless None, of the value.
+
+    kept: metrics, log_prob [N]. HEAD: which of the row's heads it is.
+    """
     metrics, row_log_prob = kept
     i_n, live = rows(N, BN)
     b_g = sample_gradients(
-        tl.load(row_log_prob + i_n), i_n, live, samples, grads, metrics, d_value, S, SG, BN, CLIPPED
+        tl.load(row_log_prob + i_n),
+        i_n,
+        live,
+        samples,
+        grads,
+        metrics,
+        d_value,
+        HEAD,
+        S,
+        SG,
+        BN,
+        CLIPPED,
     )
-    b_counts = None
-    if samples[6] is not None:
-        b_counts = counting(live, samples[6], i_n, S[6])
+    b_counts = counting(live, samples[6], i_n, S[6])
     whole: tl.constexpr = D - D % (T * W)
     for j in tl.range(0, whole, T * W, loop_unroll_factor=UNROLL):
         pull_back(
@@ -156,6 +181,7 @@ def factorised_backward(
             extra,
             b_g,
             b_counts,
+            samples[6],
             d_new,
             i_n,
             live,
@@ -176,6 +202,7 @@ def factorised_backward(
             extra,
             b_g,
             b_counts,
+            samples[6],
             d_new,
             i_n,
             live,
@@ -197,6 +224,7 @@ def pull_back(
     extra,
     b_g,
     b_counts,
+    mask,
     d_new,
     i_n,
     live,
@@ -224,10 +252,8 @@ def pull_back(
             b_d = plus(b_d, correction_vjp(b_weighted, load(b_at, valid, 0.0), *b_new))
             b_at += SN[0]
     for k in tl.static_range(len(b_d)):
-        b_one = b_d[k]
-        if b_counts is not None:
-            b_one = tl.where(spread(b_counts), b_one, 0.0)
-        tl.store(d_new[k] + (spread(i_n) * D + i_d), b_one, mask=spread(live) & valid)
+        b_at = d_new[k] + (spread(i_n) * D + i_d)
+        store_counting(b_at, b_d[k], live, b_counts, valid, mask, D)
 
 
 def head(old, new, i_n, i_d, valid, SH: tl.constexpr):

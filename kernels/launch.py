@@ -1,19 +1,23 @@
-"""Grids and launches. Kernels are built on demand: one set per family and critic distance."""
+"""Grids and launches: a row's heads one after the other, then what follows from the sums.
 
-import functools
+Nothing here reads a value of a tensor or waits for the device, and all memory comes from torch's
+allocator: a CUDA graph can capture it.
+"""
+
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from klppo_compile.kernels import factorised, minibatch, softmax, streaming
-from klppo_compile.kernels.layout import Problem, Static
-from klppo_compile.kernels.specialise import specialise
+from klppo_compile.kernels.binding import kernels
+from klppo_compile.kernels.layout import Head, Problem, Rows, Static
+from klppo_compile.kernels.outputs import Outputs, kept_by, outputs, stored
 from klppo_compile.kernels.tiling import (
     CLOSING,
+    CRITIC,
     WIDE,
     deepest,
     options,
@@ -21,14 +25,14 @@ from klppo_compile.kernels.tiling import (
     streaming_tile,
     tile,
 )
-from klppo_compile.objective import DISTANCES
-from klppo_compile.records import Family, Softmax
 
 FOLD = 1024  # rows of partials that one program of `fold` merges
-TEXTS = ("log_prob", "kl", "entropy", "vjp", "correction", "correction_vjp", "moments", "close")
-
+RULE = 5  # numbers of beta's rule, the last ones
+NONE = (None,) * 8  # rows that a head other than the last doesn't read
 
 Run = Callable[..., None]
+Numbers = tuple[Tensor | float, ...]
+Carry = tuple[Tensor | None, Tensor | None]
 
 
 def start(kernel: Any, grid: tuple[int, ...], threads: int, *args: Any) -> None:
@@ -36,259 +40,195 @@ def start(kernel: Any, grid: tuple[int, ...], threads: int, *args: Any) -> None:
     kernel[grid](*args, **options(threads))
 
 
-@functools.cache
-def kernels(family: Family, critic: str) -> dict[str, Any]:
-    """Every kernel of a family, by role."""
-    bindings = {name: getattr(family, name, None) for name in TEXTS}
-    bindings["distance"], bindings["slope_of"] = DISTANCES[critic]
-    templates = {
-        "forward": factorised.factorised_forward,
-        "backward": factorised.factorised_backward,
-        "fold": minibatch.fold,
-        "finalize": minibatch.finalize,
-    }
-    if isinstance(family, Softmax):
-        templates |= {
-            "forward": softmax.softmax_forward,
-            "streaming": streaming.streaming_softmax,
-            "close": streaming.streaming_close,
-            "backward": softmax.softmax_backward,
-        }
-    return {role: specialise(template, bindings) for role, template in templates.items()}
-
-
-class Outputs(NamedTuple):
-    """What a forward pass returns; losses [1], [*P] with reduction none, [0] where absent."""
-
-    objective: Tensor
-    entropy: Tensor
-    critic: Tensor
-    metrics: Tensor  # [14], see samples.py
-    nonfinite: Tensor  # [1] int64
-    kl: Tensor  # [*P]
-    log_prob: Tensor  # [*P]
-    ratio: Tensor  # [*P]
-    kept: Tensor  # [5, N K] of softmax heads, else [0]
-
-
-def outputs(shape: torch.Size, heads: int, like: Tensor, static: Static, critic: bool) -> Outputs:
-    """Empty outputs for rows of a shape."""
-
-    def empty(*size: int) -> Tensor:
-        return like.new_empty(size, dtype=torch.float32)
-
-    def loss(there: bool) -> Tensor:
-        return empty(*shape) if there and static.reduction == "none" else empty(int(there))
-
-    nonfinite = like.new_empty((1,), dtype=torch.int64)
-    kept = empty(5, shape.numel() * heads) if heads else empty(0)
-    return Outputs(
-        objective=loss(True),
-        entropy=loss(static.entropy_bonus),
-        critic=loss(critic),
-        metrics=empty(14),
-        nonfinite=nonfinite,
-        kl=empty(*shape),
-        log_prob=empty(*shape),
-        ratio=empty(*shape),
-        kept=kept,
-    )
-
-
 def on(device: torch.device) -> AbstractContextManager[Any]:
     """Triton launches on the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def forward(
-    p: Problem, numbers: tuple[Tensor | float, ...], static: Static, run: Run = start
-) -> Outputs:
-    """Launch the forward pass: rows and partials, then losses, metrics and the next beta."""
-    out = outputs(p.shape, p.K if p.softmax else 0, p.new[0], static, p.critic)
+def softmaxes(p: Problem) -> list[int]:
+    """How many softmaxes a row of each head has."""
+    return [h.K if h.softmax else 0 for h in p.heads]
+
+
+def forward(p: Problem, numbers: Numbers, static: Static, run: Run = start) -> Outputs:
+    """Launch the forward pass: rows and partials, then losses, metrics and the next beta.
+
+    numbers: beta, critic_coeff, clip radius, log of the ratio's cap, each head's entropy_coeff,
+    beta's rule.
+    """
+    first, value = p.heads[0].new[0], p.value
+    values = None if value is None else (p.values or p.rows).shape
+    out = outputs(p.rows.shape, values, softmaxes(p), first, static)
     losses = tuple(x if x.numel() or static.reduction == "none" else None for x in out[:3])
-    per_row, reduced = (
-        (losses, (None,) * 3) if static.reduction == "none" else ((None,) * 3, losses)
-    )
-    with on(p.new[0].device):
-        partials = row_kernels(p, numbers[:5], out, per_row, static, run)
-        k, bits = kernels(p.family, static.loss_critic_type), stored(static, p.critic)
+    nothing: tuple[Tensor | None, ...] = (None,) * 3
+    per_row, reduced = (losses, nothing) if static.reduction == "none" else (nothing, losses)
+    with on(first.device):
+        partials = row_kernels(p, numbers[:-RULE], out, per_row, static, run)
+        k = kernels(p.heads[-1].family, static.loss_critic_type)
+        bits = stored(static, value is not None, len(p.heads))
         G = partials.shape[0]
         while G > 4 * FOLD:
             folded = partials.new_empty((triton.cdiv(G, FOLD), 16))
-            run(
-                k["fold"],
-                (folded.shape[0],),
-                256,
-                partials,
-                folded,
-                G,
-                bits,
-                static.explained_variance,
-                FOLD,
-            )
+            args = (partials, folded, G, bits, static.explained_variance, FOLD)
+            run(k["fold"], (folded.shape[0],), 256, *args)
             partials, G = folded, folded.shape[0]
         BG = min(FOLD, max(16, triton.next_power_of_2(max(G, 1))))
         flags = (bits, static.explained_variance, static.reduction == "mean", BG)
-        threads = 256 if BG > 256 else 128
-        run(
-            k["finalize"],
-            (1,),
-            threads,
-            partials,
-            numbers,
-            reduced,
-            out.metrics,
-            out.nonfinite,
-            G,
-            *flags,
-        )
+        used = (numbers[:4] + numbers[-RULE:], numbers[4:-RULE])
+        where = (reduced, out.metrics, out.nonfinite)
+        run(k["finalize"], (1,), 256 if BG > 256 else 128, partials, *used, *where, G, *flags)
     return out
 
 
 def row_kernels(
     p: Problem,
-    numbers: tuple[Tensor | float, ...],
+    numbers: Numbers,
     out: Outputs,
     losses: tuple[Tensor | None, ...],
     static: Static,
     run: Run,
 ) -> Tensor:
     """Launch what reads the rows; their partials [G, 16]."""
-    k = kernels(p.family, static.loss_critic_type)
-    wide = p.softmax and p.D > WIDE
-    block = CLOSING if wide else tile(p.D, p.N, p.bits, deepest(p))
-    G = triton.cdiv(p.N, block.BN)
+    N, last = p.rows.N, len(p.heads) - 1
+    block = block_of(p.heads[last], N)
+    G, more = triton.cdiv(N, block.BN), 0
     partials = out.metrics.new_empty((G, 16))
-    common = (p.rows, numbers, (partials, out.log_prob, out.kl, out.ratio, *losses))
-    flags = (static.clipped, static.entropy_bonus, static.explained_variance)
-    args: tuple[Any, ...]
-    if not p.N:
-        return partials
-    if not p.softmax:
-        args = (p.action, p.old, p.new, p.extra, *common, p.N, p.draws, p.SH, p.SN, p.S, p.D)
-        run(
-            k["forward"],
-            (G,),
-            block.threads,
-            *args,
-            *block[:3],
-            block.tail(p.D),
-            block.unroll(p.D, p.heavy),
-            *flags,
-        )
-    elif not wide:
-        args = (p.action, *p.old, *p.new, *common, out.kept, p.N, p.SH, p.S, p.K, p.D)
-        run(k["forward"], (G,), block.threads, *args, *block[:3], *flags)
-    else:
-        stream = streaming_tile(p.D, p.bits)
-        steps, programs = split(p.N * p.K, p.D, stream)
-        moments = partials.new_empty((p.N * p.K, programs, 9))
-        args = (p.action, *p.old, *p.new, moments, steps, p.SH, p.K, p.D, stream.T, stream.W)
-        run(k["streaming"], (p.N * p.K, programs), stream.threads, *args)
-        merged = triton.next_power_of_2(programs)
-        args = (
-            p.action,
-            *p.new,
-            moments,
-            *common,
-            out.kept,
-            p.N,
-            p.SH,
-            p.S,
-            p.K,
-            p.D,
-            programs,
-            block.BN,
-            merged,
-        )
-        run(k["close"], (G,), block.threads, *args, *flags)
+    if p.values is not None:
+        # Neither kind of block stores the other's columns.
+        more = triton.cdiv(p.values.N, CRITIC.BN)
+        partials = out.metrics.new_zeros((G + more, 16))
+    carries = [out.metrics.new_empty((4, N)) for _ in range(last)]
+    kept = kept_by(out.kept, N, softmaxes(p))
+    where = (partials, out.log_prob, out.kl, out.ratio, *losses)
+    for i, head in enumerate(p.heads if N else ()):
+        carry = (carries[i - 1] if i else None, carries[i] if i < last else None)
+        mine = (*numbers[:4], numbers[4 + i])
+        if i < last:
+            unread = Rows(p.rows.shape, N, NONE, (0,) * 8)
+            head_forward(head, unread, mine, carry, NONE[:7], kept[i], static, run)
+        else:
+            head_forward(head, p.rows, mine, carry, where, kept[i], static, run)
+    if more:
+        assert p.values is not None
+        k, values = kernels(p.heads[last].family, static.loss_critic_type), p.values
+        args = (values.tensors, (*numbers[:4], 0.0), (partials[G:], *where[1:]), values.N, values.S)
+        flags = (CRITIC.BN, static.clipped, static.explained_variance)
+        run(k["critic_forward"], (more,), CRITIC.threads, *args, *flags)
     return partials
 
 
-def stored(static: Static, critic: bool) -> int:
-    """Which columns of the partials the forward kernels store, as bits; see samples.py."""
-    rows = {0, 1, 2, 3, 4, 5, 7}
-    rows |= {6} if static.entropy_bonus else set()
-    rows |= {8, 10} if critic else set()
-    rows |= {9} if static.clipped else set()
-    rows |= {11, 12, 13, 14} if static.explained_variance else set()
-    return sum(1 << row for row in rows)
+def block_of(head: Head, N: int) -> Any:
+    """The tile whose blocks close the rows of a head."""
+    wide = head.softmax and head.D > WIDE
+    return CLOSING if wide else tile(head.D, N, head.bits, deepest(head))
+
+
+def head_forward(
+    h: Head,
+    rows: Rows,
+    numbers: Numbers,
+    carry: Carry,
+    where: tuple[Tensor | None, ...],
+    kept: Tensor,
+    static: Static,
+    run: Run,
+) -> None:
+    """Launch one head's forward pass over its rows."""
+    k, block = kernels(h.family, static.loss_critic_type), block_of(h, rows.N)
+    grid = (triton.cdiv(rows.N, block.BN),)
+    common = (rows.tensors, numbers, carry, where)
+    critic = rows.critic
+    flags = (
+        static.clipped and critic,
+        static.entropy_bonus,
+        static.explained_variance and critic,
+    )
+    args: tuple[Any, ...]
+    if not h.softmax:
+        args = (h.action, h.old, h.new, h.extra, *common, rows.N, h.draws, h.SH, h.SN, rows.S, h.D)
+        args += (*block[:3], block.tail(h.D), block.unroll(h.D, h.heavy))
+        run(k["forward"], grid, block.threads, *args, *flags)
+        return
+    closing = (*common, kept, rows.N, h.SH, rows.S, h.K, h.D)
+    if h.D <= WIDE:
+        args = (h.action, *h.old, *h.new, *closing, *block[:3])
+        run(k["forward"], grid, block.threads, *args, *flags)
+        return
+    stream, lines = streaming_tile(h.D, h.bits), rows.N * h.K
+    steps, programs = split(lines, h.D, stream)
+    moments = kept.new_empty((lines, programs, 9))
+    args = (h.action, *h.old, *h.new, moments, steps, h.SH, h.K, h.D, stream.T, stream.W)
+    run(k["streaming"], (lines, programs), stream.threads, *args)
+    args = (h.action, *h.new, moments, *closing, programs, block.BN)
+    run(k["close"], grid, block.threads, *args, triton.next_power_of_2(programs), *flags)
 
 
 def backward(
     p: Problem,
     grads: tuple[Tensor | None, ...],
-    kept: tuple[Tensor, ...],
+    metrics: Tensor,
+    log_prob: Tensor,
+    kept: Tensor,
     static: Static,
     run: Run = start,
 ) -> list[Tensor]:
     """Launch the backward pass: gradients of the new parameters, and of the value if there is one.
 
-    kept: metrics, log_prob, and the rows that softmax heads keep.
+    grads: to objective, entropy and critic, [1] or a row each. The rest is the forward pass's.
     """
-    value = p.rows[2]
-    d_new = tuple(x.new_empty(shape) for x, shape in zip(p.new, p.shapes, strict=True))
-    d_value = None if value is None else value.new_empty(p.shape)
-    result = [*d_new] if d_value is None else [*d_new, d_value]
-    args: tuple[Any, ...]
-    if not p.N:
-        return result
-    kernel = kernels(p.family, static.loss_critic_type)["backward"]
+    d_new = [
+        tuple(x.new_empty(shape) for x, shape in zip(h.new, h.shapes, strict=True)) for h in p.heads
+    ]
+    value, values = p.value, p.values or p.rows
+    d_value = None if value is None else value.new_empty(values.shape)
     SG = tuple(0 if g is None or g.numel() == 1 else 1 for g in grads)
-    wide = p.softmax and p.D > WIDE
-    narrow = tile(p.D, p.N, p.bits, deepest(p, backward=True))
-    block = streaming_tile(p.D, p.bits) if wide else narrow
-    G = triton.cdiv(p.N, block.BN)
-    with on(p.new[0].device):
-        if not p.softmax:
-            args = (
-                p.action,
-                p.old,
-                p.new,
-                p.extra,
-                p.rows,
-                grads,
-                kept[:2],
-                d_new,
-                d_value,
-                p.N,
-                p.draws,
-            )
-            run(
-                kernel,
-                (G,),
-                block.threads,
-                *args,
-                p.SH,
-                p.SN,
-                p.S,
-                SG,
-                p.D,
-                *block[:3],
-                block.tail(p.D),
-                block.unroll(p.D, p.heavy),
-                static.clipped,
-            )
-            return result
-        chunks = triton.cdiv(p.D, block.T * block.W)
-        per = min(4, chunks) if wide else chunks
-        groups = triton.cdiv(chunks, per)
-        grid = (G, groups if groups == 1 else p.K * groups)
-        args = (
-            p.action,
-            *p.old,
-            *p.new,
-            p.rows,
-            grads,
-            kept,
-            *d_new,
-            d_value,
-            p.N,
-            p.SH,
-            p.S,
-            SG,
-            p.K,
-            p.D,
-        )
-        run(kernel, grid, block.threads, *args, *block[:3], per, groups, static.clipped)
-    return result
+    each = kept_by(kept, p.rows.N, softmaxes(p))
+    with on(p.heads[0].new[0].device):
+        for i, h in enumerate(p.heads if p.rows.N else ()):
+            # The first head's launch takes the value along.
+            d_mine = d_value if i == 0 and p.rows.critic else None
+            args = (p.rows.tensors, grads, (metrics, log_prob, each[i]), d_new[i], d_mine)
+            head_backward(h, i, p.rows, *args, SG, static, run)
+        if p.values is not None and p.values.N:
+            k = kernels(p.heads[0].family, static.loss_critic_type)["critic_backward"]
+            flags = (CRITIC.BN, static.clipped)
+            grid = (triton.cdiv(p.values.N, CRITIC.BN),)
+            more = (p.values.tensors, grads, metrics, d_value, p.values.N, p.values.S, SG)
+            run(k, grid, CRITIC.threads, *more, *flags)
+    result = [d for ds in d_new for d in ds]
+    return result if d_value is None else [*result, d_value]
+
+
+def head_backward(
+    h: Head,
+    index: int,
+    rows: Rows,
+    tensors: tuple[Tensor | None, ...],
+    grads: tuple[Tensor | None, ...],
+    kept: tuple[Tensor, ...],
+    d_new: tuple[Tensor, ...],
+    d_value: Tensor | None,
+    SG: tuple[int, ...],
+    static: Static,
+    run: Run,
+) -> None:
+    """Launch one head's backward pass over its rows."""
+    kernel = kernels(h.family, static.loss_critic_type)["backward"]
+    wide = h.softmax and h.D > WIDE
+    narrow = tile(h.D, rows.N, h.bits, deepest(h, backward=True))
+    block = streaming_tile(h.D, h.bits) if wide else narrow
+    G, clipped = triton.cdiv(rows.N, block.BN), static.clipped and rows.critic
+    args: tuple[Any, ...]
+    if not h.softmax:
+        args = (h.action, h.old, h.new, h.extra, tensors, grads, kept[:2], d_new, d_value)
+        args += (rows.N, index, h.draws, h.SH, h.SN, rows.S, SG, h.D, *block[:3])
+        args += (block.tail(h.D), block.unroll(h.D, h.heavy), clipped)
+        run(kernel, (G,), block.threads, *args)
+        return
+    chunks = triton.cdiv(h.D, block.T * block.W)
+    per = min(4, chunks) if wide else chunks
+    groups = triton.cdiv(chunks, per)
+    grid = (G, groups if groups == 1 else h.K * groups)
+    args = (h.action, *h.old, *h.new, tensors, grads, kept, *d_new, d_value)
+    args += (rows.N, index, h.SH, rows.S, SG, h.K, h.D, *block[:3], per, groups, clipped)
+    run(kernel, grid, block.threads, *args)

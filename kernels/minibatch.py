@@ -56,6 +56,7 @@ def fold(partials, folded, G, BITS: tl.constexpr, EXPLAINED: tl.constexpr, BG: t
 def finalize(
     partials,
     numbers,
+    coeffs,
     losses,
     metrics,
     nonfinite,
@@ -65,19 +66,22 @@ def finalize(
     MEAN: tl.constexpr,
     BG: tl.constexpr,
 ):
-    """One program: losses [1], None where they are per row; metrics; rows that aren't finite."""
+    """One program: losses [1], None where they are per row; metrics; rows that aren't finite.
+
+    numbers: beta, critic_coeff, clip radius, log of the ratio's cap, beta's rule. coeffs: of the
+    heads' entropies.
+    """
     b_sum, error2, target2 = merge(partials, 0, G, BITS, EXPLAINED, BG)
     b_bad = tl.zeros([BG], tl.int64)
     for j in range(0, G, BG):
         i_g = j + tl.arange(0, BG)
         b_bad += tl.load(partials + (i_g * 16 + 5), mask=i_g < G, other=0.0).to(tl.int64)
     tl.store(nonfinite, tl.sum(b_bad, 0))
-    beta, critic_coeff, radius, log_cap, entropy_coeff = (
+    beta, critic_coeff, radius, log_cap = (
         number(numbers[0]),
         number(numbers[1]),
         number(numbers[2]),
         number(numbers[3]),
-        number(numbers[4]),
     )
     n, inverse = entry(b_sum, 7), 1.0 / tl.maximum(entry(b_sum, 7), 1.0)
     n_value = tl.maximum(entry(b_sum, 10), 1.0)
@@ -88,16 +92,19 @@ def finalize(
     if objective is not None:
         tl.store(objective, entry(b_sum, 0) * scale)
     if entropy is not None:
-        tl.store(entropy, -entropy_coeff * entry(b_sum, 6) * scale)
+        b_bonus = entry(b_sum, 15)
+        if len(coeffs) == 1:
+            b_bonus = number(coeffs[0]) * entry(b_sum, 6)
+        tl.store(entropy, -b_bonus * scale)
     if critic is not None:
         tl.store(critic, critic_coeff * entry(b_sum, 8) * value_scale)
     mean_kl = entry(b_sum, 1) * inverse
     band = (
+        number(numbers[4]),
         number(numbers[5]),
         number(numbers[6]),
         number(numbers[7]),
         number(numbers[8]),
-        number(numbers[9]),
     )
     tl.store(metrics + 0, mean_kl)
     tl.store(metrics + 1, entry(b_sum, 4) * inverse)
@@ -106,6 +113,8 @@ def finalize(
     tl.store(metrics + 4, entry(b_sum, 9) / n_value)
     tl.store(metrics + 5, explained_variance(error2, target2, n_value, EPS))
     tl.store(metrics + 6, adaptive(beta, mean_kl, n, *band))
-    used = (scale, value_scale, beta, critic_coeff, radius, log_cap, entropy_coeff)
-    for k in tl.static_range(7):
+    used = (scale, value_scale, beta, critic_coeff, radius, log_cap)
+    for k in tl.static_range(6):
         tl.store(metrics + 7 + k, used[k])
+    for k in tl.static_range(len(coeffs)):
+        tl.store(metrics + 13 + k, number(coeffs[k]))

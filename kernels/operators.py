@@ -12,19 +12,11 @@ from torch import Tensor
 
 from klppo_compile.distributions import FAMILIES
 from klppo_compile.kernels import launch
-from klppo_compile.kernels.layout import Static, problem
-from klppo_compile.records import Minibatch, Softmax
+from klppo_compile.kernels.layout import Static, problem, rows_of
+from klppo_compile.kernels.outputs import Outputs, outputs
+from klppo_compile.packing import MASKS, SAMPLES, flatten, unflatten
+from klppo_compile.records import Factorised, Minibatch, Softmax
 
-ROWS = (
-    "old_log_prob",
-    "advantage",
-    "value",
-    "value_target",
-    "old_value",
-    "proximal_log_prob",
-    "mask",
-    "value_mask",
-)
 METRICS = (
     "mean_kl",
     "kl_approx",
@@ -38,71 +30,52 @@ METRICS = (
 
 @torch.library.custom_op("klppo_compile::forward", mutates_args=())
 def forward(
-    family: str,
+    families: str,
     critic: str,
     reduction: str,
     flags: list[bool],
-    action: Tensor,
-    old: list[Tensor],
-    new: list[Tensor],
-    log_volume: Tensor | None,
-    noise: Tensor | None,
-    weights: Tensor | None,
-    old_log_prob: Tensor,
-    advantage: Tensor,
-    value: Tensor | None,
-    value_target: Tensor | None,
-    old_value: Tensor | None,
-    proximal_log_prob: Tensor | None,
-    mask: Tensor | None,
-    value_mask: Tensor | None,
-    floats: list[float],
     tensors: list[Tensor],
-    moving: int,
+    present: list[bool],
+    floats: list[float],
+    moved: list[Tensor],
+    moving: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Losses, metrics and rows, in the order of `launch.Outputs`.
+    """Losses, metrics and rows, in the order of `Outputs`.
 
-    `floats`: the ten numbers; those whose bit in `moving` is set are read from `tensors` instead.
-    `flags`: clipped, entropy_bonus, explained_variance.
+    `families`: of the heads, comma between them. `flags`: clipped, entropy_bonus,
+    explained_variance. `tensors`: the minibatch as `packing.flatten` has it, those that are
+    `present`. `floats`: the numbers; those that are `moving` are read from `moved` instead.
     """
-    rows = (
-        old_log_prob,
-        advantage,
-        value,
-        value_target,
-        old_value,
-        proximal_log_prob,
-        mask,
-        value_mask,
-    )
-    p = problem(FAMILIES[family], action, old, new, (log_volume, noise, weights), rows)
-    left = iter(tensors)
-    numbers = tuple(next(left) if moving >> i & 1 else x for i, x in enumerate(floats))
+    left = iter(moved)
+    numbers = tuple(next(left) if m else x for m, x in zip(moving, floats, strict=True))
+    p = problem(minibatch(families, tensors, present))
     return launch.forward(p, numbers, Static(reduction, critic, *flags))
 
 
 @forward.register_fake
 def _(
-    family: str,
+    families: str,
     critic: str,
     reduction: str,
     flags: list[bool],
-    action: Tensor,
-    old: list[Tensor],
-    new: list[Tensor],
-    *rest: Any,
+    tensors: list[Tensor],
+    present: list[bool],
+    *_: Any,
 ) -> tuple[Tensor, ...]:
-    softmax = isinstance(FAMILIES[family], Softmax)
-    shape = new[0].shape[: -2 if softmax else -1]
-    heads = new[0].shape[-2] if softmax else 0
-    return launch.outputs(
-        shape, heads, new[0], Static(reduction, critic, *flags), rest[5] is not None
+    batch = minibatch(families, tensors, present)
+    first = batch.policy[0]
+    return outputs(
+        rows_of(first.new[0], first.family),
+        None if batch.value is None else batch.value.shape,
+        [h.new[0].shape[-2] if isinstance(h.family, Softmax) else 0 for h in batch.policy],
+        first.new[0],
+        Static(reduction, critic, *flags),
     )
 
 
 @torch.library.custom_op("klppo_compile::backward", mutates_args=())
 def backward(
-    family: str,
+    families: str,
     critic: str,
     reduction: str,
     flags: list[bool],
@@ -112,25 +85,13 @@ def backward(
     metrics: Tensor,
     log_prob: Tensor,
     kept: Tensor,
-    action: Tensor,
-    old: list[Tensor],
-    new: list[Tensor],
-    log_volume: Tensor | None,
-    noise: Tensor | None,
-    weights: Tensor | None,
-    old_log_prob: Tensor,
-    advantage: Tensor,
-    value: Tensor | None,
-    value_target: Tensor | None,
-    old_value: Tensor | None,
-    mask: Tensor | None,
-    value_mask: Tensor | None,
+    tensors: list[Tensor],
+    present: list[bool],
 ) -> list[Tensor]:
     """Gradients of the new parameters, and of the value where there is one."""
-    rows = (old_log_prob, advantage, value, value_target, old_value, None, mask, value_mask)
-    p = problem(FAMILIES[family], action, old, new, (log_volume, noise, weights), rows)
+    p = problem(minibatch(families, tensors, present))
     grads = tuple(None if g is None else upstream(g) for g in (g_objective, g_entropy, g_critic))
-    return launch.backward(p, grads, (metrics, log_prob, kept), Static(reduction, critic, *flags))
+    return launch.backward(p, grads, metrics, log_prob, kept, Static(reduction, critic, *flags))
 
 
 def upstream(g: Tensor) -> Tensor:
@@ -140,83 +101,55 @@ def upstream(g: Tensor) -> Tensor:
 
 
 @backward.register_fake
-def _(
-    family: str,
-    critic: str,
-    reduction: str,
-    flags: list[bool],
-    g_objective: Tensor,
-    g_entropy: Any,
-    g_critic: Any,
-    metrics: Tensor,
-    log_prob: Tensor,
-    kept: Tensor,
-    action: Tensor,
-    old: list[Tensor],
-    new: list[Tensor],
-    *rest: Any,
-) -> list[Tensor]:
-    value = rest[5]
-    out = [x.new_empty(x.shape) for x in new]
-    return out if value is None else [*out, value.new_empty(log_prob.shape)]
+def _(families: str, *rest: Any) -> list[Tensor]:
+    batch = minibatch(families, *rest[-2:])
+    out = [x.new_empty(x.shape) for h in batch.policy for x in h.new]
+    return out if batch.value is None else [*out, batch.value.new_empty(batch.value.shape)]
+
+
+def layout(families: str) -> list[tuple[Factorised | Softmax, int]]:
+    """Each head's family and how many old parameters it has, for `packing`."""
+    found: list[Any] = [FAMILIES[name] for name in families.split(",")]
+    return [(family, len(family.parameters)) for family in found]
+
+
+def minibatch(families: str, tensors: list[Tensor], present: list[bool]) -> Minibatch:
+    """The minibatch whose present tensors these are."""
+    left = iter(tensors)
+    filled = tuple(next(left) if p else None for p in present)
+    return unflatten(tuple(layout(families)), filled, None)
+
+
+def differentiable(families: str, critic: bool) -> list[int]:
+    """Where in a flattened minibatch the new parameters are, and the value."""
+    out: list[int] = []
+    at = len(SAMPLES) + len(MASKS)
+    for family, old in layout(families):
+        first = at + 4 + old
+        at = first + len(family.parameters)
+        out += range(first, at)
+    return [*out, SAMPLES.index("value")] if critic else out
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    family, critic, reduction, flags, action, old, new, *rest = inputs
-    (
-        log_volume,
-        noise,
-        weights,
-        old_log_prob,
-        advantage,
-        value,
-        target,
-        old_value,
-        _,
-        mask,
-        value_mask,
-    ) = rest[:11]
-    data = (
-        log_volume,
-        noise,
-        weights,
-        old_log_prob,
-        advantage,
-        value,
-        target,
-        old_value,
-        mask,
-        value_mask,
-    )
-    ctx.static = family, critic, reduction, flags
-    ctx.sizes = len(old), len(new), len(rest[-2])
-    _, _, _, metrics, _, _, log_prob, _, kept = output
-    ctx.save_for_backward(metrics, log_prob, kept, action, *old, *new, *data)
-    ctx.has = output[1].numel() > 0, output[2].numel() > 0, value is not None
+    families, critic, reduction, flags, tensors, present, _, moved, _ = inputs
+    out = Outputs(*output)
+    ctx.static, ctx.present, ctx.moved = (families, critic, reduction, flags), present, len(moved)
+    ctx.has = out.entropy.numel() > 0, out.critic.numel() > 0
+    ctx.save_for_backward(out.metrics, out.log_prob, out.kept, *tensors)
 
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    olds, news, tensors = ctx.sizes
-    metrics, log_prob, kept, action, *rest = ctx.saved_tensors
-    old, new, data = rest[:olds], rest[olds : olds + news], rest[olds + news :]
-    bonus, critic, has_value = ctx.has
-    g_entropy, g_critic = grads[1] if bonus else None, grads[2] if critic else None
-    out = backward(
-        *ctx.static, grads[0], g_entropy, g_critic, metrics, log_prob, kept, action, old, new, *data
-    )
-    d_value = out[news] if has_value else None
-    return (
-        *[None] * 4,
-        None,
-        [None] * olds,
-        out[:news],
-        *[None] * 5,
-        d_value,
-        *[None] * 5,
-        None,
-        [None] * tensors,
-        None,
-    )
+    metrics, log_prob, kept, *tensors = ctx.saved_tensors
+    present = ctx.present
+    g = [grads[0], *(x if there else None for x, there in zip(grads[1:3], ctx.has, strict=True))]
+    found = backward(*ctx.static, *g, metrics, log_prob, kept, tensors, present)
+    d_tensors: list[Tensor | None] = [None] * len(present)
+    value = present[SAMPLES.index("value")]
+    for at, d in zip(differentiable(ctx.static[0], value), found, strict=True):
+        d_tensors[at] = d
+    dense = [d for d, there in zip(d_tensors, present, strict=True) if there]
+    return (*[None] * 4, dense, *[None] * 2, [None] * ctx.moved, None)
 
 
 forward.register_autograd(_backward, setup_context=_save)
@@ -257,43 +190,35 @@ def loss(
     """Losses and metrics by name, as `eager.loss`, and the next beta.
 
     Args:
-        batch: with one action head of a family in `FAMILIES`.
-        numbers: beta, critic_coeff, clip radius, log of the ratio's cap, entropy_coeff, dtarg,
-            increment, decrement, beta_min, beta_max: floats, or `[]` tensors on the data's device.
+        batch: with action heads of families in `FAMILIES`.
+        numbers: beta, critic_coeff, clip radius, log of the ratio's cap, each head's
+            entropy_coeff, dtarg, increment, decrement, beta_min, beta_max: floats, or `[]` tensors.
         static: what the kernels are specialised to.
     """
-    (head,) = batch.policy
-    assert head.action is not None
-    moving = sum(1 << i for i, x in enumerate(numbers) if isinstance(x, Tensor))
-    tensors = [x.detach() for x in numbers if isinstance(x, Tensor)]
-    floats = [0.0 if isinstance(x, Tensor) else float(x) for x in numbers]
-    still = [getattr(batch, name) for name in ROWS]
-    rows = [
-        x if x is None or name == "value" else x.detach()
-        for name, x in zip(ROWS, still, strict=True)
-    ]
-    extra = [None if x is None else x.detach() for x in (head.log_volume, head.noise, head.weights)]
-    flags = [static.clipped, static.entropy_bonus, static.explained_variance]
-    out = launch.Outputs(
-        *forward(
-            head.family.name,
-            static.loss_critic_type,
-            static.reduction,
-            flags,
-            head.action.detach(),
-            [x.detach() for x in head.old],
-            list(head.new),
-            *extra,
-            *rows,
-            floats,
-            tensors,
-            moving,
-        )
-    )
+    out = Outputs(*forward(*arguments(batch, numbers, static)))
     return by_name(out, static, critic=batch.value is not None)
 
 
-def by_name(out: launch.Outputs, static: Specialised, critic: bool) -> dict[str, Tensor]:
+def arguments(
+    batch: Minibatch, numbers: Sequence[Tensor | float], static: Specialised
+) -> tuple[Any, ...]:
+    """What `forward` takes."""
+    device = batch.old_log_prob.device
+    tensors = flatten(batch)
+    return (
+        ",".join(head.family.name for head in batch.policy),
+        static.loss_critic_type,
+        static.reduction,
+        [static.clipped, static.entropy_bonus, static.explained_variance],
+        [x for x in tensors if x is not None],
+        [x is not None for x in tensors],
+        [0.0 if isinstance(x, Tensor) else float(x) for x in numbers],
+        [x.detach().to(device) for x in numbers if isinstance(x, Tensor)],
+        [isinstance(x, Tensor) for x in numbers],
+    )
+
+
+def by_name(out: Outputs, static: Specialised, critic: bool) -> dict[str, Tensor]:
     """The outputs that this loss has."""
     scalar = static.reduction != "none"
     named = {"loss_objective": out.objective}

@@ -6,9 +6,18 @@ log-normaliser, entropy, m, and the shift of the constants.
 
 import triton.language as tl
 
-from klppo_compile.kernels.samples import sample_gradients, sum_samples
+from klppo_compile.kernels.samples import end_head, sample_gradients
 from klppo_compile.kernels.specialise import Free
-from klppo_compile.kernels.tiles import columns, counting, load, row_max, row_sum, rows, spread
+from klppo_compile.kernels.tiles import (
+    columns,
+    counting,
+    load,
+    row_max,
+    row_sum,
+    rows,
+    spread,
+    store_counting,
+)
 from klppo_compile.kernels.vocabulary import exp, log
 
 moments, close, vjp = Free("moments"), Free("close"), Free("vjp")
@@ -21,6 +30,7 @@ def softmax_forward(
     new,
     samples,
     numbers,
+    carry,
     out,
     kept,
     N,
@@ -90,7 +100,7 @@ def softmax_forward(
             b_kl + b_closed[1],
             b_entropy + b_closed[2],
         )
-    sum_samples(
+    end_head(
         b_log_prob,
         b_kl,
         b_entropy,
@@ -98,6 +108,7 @@ def softmax_forward(
         live,
         samples,
         numbers,
+        carry,
         out,
         N,
         S,
@@ -152,6 +163,7 @@ def softmax_backward(
     d_new,
     d_value,
     N,
+    HEAD,
     SH: tl.constexpr,
     S: tl.constexpr,
     SG: tl.constexpr,
@@ -164,7 +176,9 @@ def softmax_backward(
     GROUPS: tl.constexpr,
     CLIPPED: tl.constexpr,
 ):
-    """Gradient of the logits [N, K, D], elementwise given the row's values, and of the value.
+    """Gradient of the logits [N, K, D], elementwise given the row's values.
+
+    And of the value, unless None. HEAD: which of the row's action heads it is.
 
     A program takes CHUNKS chunks of its rows; where those are all (GROUPS = 1), of all heads.
     kept: metrics, log_prob, rows [5, N K].
@@ -172,10 +186,21 @@ def softmax_backward(
     metrics, row_log_prob, row_kept = kept
     i_n, live = rows(N, BN)
     b_g_log_prob, b_g_kl, b_g_entropy = sample_gradients(
-        tl.load(row_log_prob + i_n), i_n, live, samples, grads, metrics, d_value, S, SG, BN, CLIPPED
+        tl.load(row_log_prob + i_n),
+        i_n,
+        live,
+        samples,
+        grads,
+        metrics,
+        d_value,
+        HEAD,
+        S,
+        SG,
+        BN,
+        CLIPPED,
     )
     b_g_log_prob, b_g_kl, b_g_entropy = spread(b_g_log_prob), spread(b_g_kl), spread(b_g_entropy)
-    b_counts = spread(counting(live, samples[6], i_n, S[6]))
+    b_counts = counting(live, samples[6], i_n, S[6])
     first = tl.program_id(1) // GROUPS
     heads: tl.constexpr = K if GROUPS == 1 else 1
     for k in range(first, first + heads):
@@ -187,7 +212,8 @@ def softmax_backward(
         )
         b_shift = tl.load(row_kept + (4 * size + o_kept))
         b_action = tl.load(action + (i_n * SH[0] + k * SH[1])).to(tl.int64)
-        b_action = spread(tl.minimum(tl.maximum(b_action, -1), D).to(tl.int32))
+        # In 32 bits, one comparison per action: LLVM sees through a clamp and compares all 64.
+        b_action = spread(tl.where((b_action >= 0) & (b_action < D), b_action.to(tl.int32), -1))
         for j in tl.static_range(0, CHUNKS):
             i_a = columns(((tl.program_id(1) % GROUPS) * CHUNKS + j) * (T * W), T, W)
             valid = i_a < D
@@ -204,6 +230,5 @@ def softmax_backward(
                 b_new - spread(b_lse),
                 (b_old - b_new) - spread(b_shift),
             )
-            if samples[6] is not None:
-                b_d = tl.where(b_counts, b_d, 0.0)
-            tl.store(d_new + ((spread(i_n) * K + k) * D + i_a), b_d, mask=spread(live) & valid)
+            b_at = d_new + ((spread(i_n) * K + k) * D + i_a)
+            store_counting(b_at, b_d, live, b_counts, valid, samples[6], D)

@@ -39,7 +39,7 @@ def device_function(function: types.FunctionType) -> Any:
 
 def specialise(template: Any, bindings: Mapping[str, Any]) -> Any:
     """A kernel: the template's text, its `Free` names bound, the parts that it names likewise."""
-    return _jit(template, _scope(template, bindings), do_not_specialize=("N", "G", "STEPS"))
+    return _jit(template, _scope(template, bindings), do_not_specialize=("N", "G", "STEPS", "HEAD"))
 
 
 def _scope(template: types.FunctionType, bindings: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import triton.language as tl
 
-from klppo_compile.kernels.samples import sum_samples
+from klppo_compile.kernels.samples import end_head
 from klppo_compile.kernels.softmax import LOWEST, close_head
 from klppo_compile.kernels.specialise import Free
 from klppo_compile.kernels.tiles import columns, load, row_max, rows
@@ -93,6 +93,7 @@ def streaming_close(
     partial,
     samples,
     numbers,
+    carry,
     out,
     kept,
     N,
@@ -150,7 +151,7 @@ def streaming_close(
             b_kl + b_closed[1],
             b_entropy + b_closed[2],
         )
-    sum_samples(
+    end_head(
         b_log_prob,
         b_kl,
         b_entropy,
@@ -158,6 +159,7 @@ def streaming_close(
         live,
         samples,
         numbers,
+        carry,
         out,
         N,
         S,

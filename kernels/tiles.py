@@ -59,6 +59,19 @@ def counting(live, mask, i_n, stride: tl.constexpr):
 
 
 @triton.jit
+def store_counting(pointer, tile, live, b_counts, valid, mask, D: tl.constexpr):
+    """A tile of the rows that count; zeros of those that `mask` leaves out, which may hold NaN."""
+    if mask is None:
+        tl.store(pointer, tile, mask=spread(live) & valid)
+    elif D % 2 == 0:
+        # Stores are wide: two, of which a row takes one, cost less than selecting every element.
+        tl.store(pointer, tile, mask=spread(b_counts) & valid)
+        tl.store(pointer, tl.zeros_like(tile), mask=spread(live & ~b_counts) & valid)
+    else:
+        tl.store(pointer, tl.where(spread(b_counts), tile, 0.0), mask=spread(live) & valid)
+
+
+@triton.jit
 def number(x):
     """A hyper-parameter: a float, or a pointer to one that may move between launches."""
     if isinstance(x, float):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from klppo_compile.kernels.layout import Problem
+from klppo_compile.kernels.layout import Head
 
 WIDE = 4096  # actions beyond which a row is streamed
 FILL = 264  # programs that keep a large chip busy: two per multiprocessor
@@ -34,6 +34,7 @@ class Tile(NamedTuple):
 
 
 CLOSING = Tile(4, 1, 1, 32)  # rows of vocabularies, after their streaming
+CRITIC = Tile(256, 1, 1, 128)  # a critic's rows where they are not the policy's
 
 
 def tile(D: int, N: int, bits: int, most: int = 256) -> Tile:
@@ -55,15 +56,15 @@ def tile(D: int, N: int, bits: int, most: int = 256) -> Tile:
     return Tile(BN, T, W, min(128, BN * T))
 
 
-def deepest(p: Problem, backward: bool = False) -> int:
+def deepest(h: Head, backward: bool = False) -> int:
     """How many rows a thread may take (128 for one): what fits in registers; see report.py."""
-    if p.softmax:
-        if p.K > 1:
+    if h.softmax:
+        if h.K > 1:
             return 128
-        return 512 if p.D % 2 == 0 and (p.D <= 24 or (p.D > 32 and p.bits == 32)) else 256
-    if p.heavy:
+        return 512 if h.D % 2 == 0 and (h.D <= 24 or (h.D > 32 and h.bits == 32)) else 256
+    if h.heavy:
         return 128
-    return 512 if p.D <= 6 and not backward else 256
+    return 512 if h.D <= 6 and not backward else 256
 
 
 def streaming_tile(D: int, bits: int) -> Tile:

@@ -65,16 +65,11 @@ def obstacles(batch: Minibatch) -> Iterator[str]:
         yield "the data are on cpu, where it runs only if TRITON_INTERPRET=1 is set from the start"
     elif device.type not in {"cpu", "cuda"}:
         yield f"the kernels are for GPUs, the data are on {device}"
-    if len(batch.policy) != 1:
-        yield f"the kernels take one action head, this action has {len(batch.policy)}"
-        return
-    (head,) = batch.policy
-    yield from _head_obstacles(head)
-    rows = head.new[0].shape[: -2 if isinstance(head.family, Softmax) else -1]
-    if batch.value is not None and batch.value.shape != rows:
-        yield f"the critic has rows {list(batch.value.shape)}, the policy {list(rows)}"
-    tensors = _tensors(batch, head)
-    for x in (*tensors, head.log_volume, head.noise, head.weights):
+    for head in batch.policy:
+        yield from _head_obstacles(head)
+    tensors = _tensors(batch)
+    extra = [x for h in batch.policy for x in (h.log_volume, h.noise, h.weights)]
+    for x in (*tensors, *extra):
         if x is not None and x.device != device:
             yield f"the data are on {device} and on {x.device}"
     for x in tensors:
@@ -83,7 +78,7 @@ def obstacles(batch: Minibatch) -> Iterator[str]:
 
 
 def _head_obstacles(head: PolicyHead) -> Iterator[str]:
-    family, size = head.family, head.new[0].shape[-1]
+    family, size = head.family, head.new[0].shape[-1:].numel()
     if FAMILIES.get(family.name) is not family:
         yield f"the family {family.name!r} has no text of ours"
     elif "triton" not in family.backends:
@@ -94,10 +89,11 @@ def _head_obstacles(head: PolicyHead) -> Iterator[str]:
         yield f"the kernels take up to {MOST_ELEMENTS} elements of an action; got {size}"
 
 
-def _tensors(batch: Minibatch, head: PolicyHead) -> list[Tensor]:
+def _tensors(batch: Minibatch) -> list[Tensor]:
     rows = (batch.old_log_prob, batch.advantage, batch.value, batch.value_target, batch.old_value)
     masks = (batch.proximal_log_prob, batch.mask, batch.value_mask)
-    return [x for x in (head.action, *head.old, *head.new, *rows, *masks) if x is not None]
+    heads = [x for h in batch.policy for x in (h.action, *h.old, *h.new)]
+    return [x for x in (*rows, *masks, *heads) if x is not None]
 
 
 def interpreted() -> bool:

@@ -1,6 +1,7 @@
 """`compile_loss`: the whole loss module under torch.compile, one graph forward and one backward."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import Any
 
@@ -14,27 +15,44 @@ CompiledLoss = Callable[[TensorDictBase], TensorDictBase]
 # A tenth of a softmax loss's time on a CPU, a twenty-fifth of a Gaussian's; and one rounding less.
 FUSED_MULTIPLY_ADD = {"cpp.enable_floating_point_contract_flag": "fast"}
 
+# What Dynamo guards, by the names it gives: globals of ours and of the libraries, and classes.
+OURS = re.compile(r"G\['(__import_klppo_compile(_dot_|')|__builtins|(?!__import_|_\d|___un))")
+LIBRARIES = re.compile(r"G\['(__import_(torch|tensordict)(_dot_|')|_\d|___un)")
+CLASSES = re.compile(r"dict\(type\(")
+CODE = {
+    "BUILTIN_MATCH",
+    "CLASS_MATCH",
+    "CLOSURE_MATCH",
+    "DICT_NOT_CONTAINS",
+    "DUPLICATE_INPUT",
+    "HASATTR",
+    "MODULE_MATCH",
+    "NOT_PRESENT_IN_GENERIC_DICT",
+}
+
 
 def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any) -> CompiledLoss:
     """Compile a loss into one graph forward and one backward.
 
     Beta, the coefficients and (after its second size) the batch size move without a recompilation.
     Each call has graphs of its own, so losses of any number and architecture live in one process.
+    That code stays what it was is not checked at every call (see `may_change`).
     Whether beta moves is decided outside the graph: a recomputation inside a backward (activation
     checkpointing) leaves it alone.
 
     Args:
         loss: the module. Its parameters and buffers stay where they are: train, save and schedule
             it as before.
-        cudagraphs: replay the graphs as CUDA graphs (`mode="reduce-overhead"`). Unproven: no device
-            has run it yet.
-        **options: further arguments of `torch.compile`.
+        cudagraphs: replay the graphs as CUDA graphs (as `mode="reduce-overhead"` does). Unproven:
+            no device has run it yet.
+        **options: further arguments of `torch.compile`; `options` are added to ours, a `mode`
+            takes their place.
 
     Returns:
         A callable from tensordict to tensordict, like the loss.
 
     Raises:
-        ValueError: `cudagraphs` without CUDA parameters, or with a `mode` of your own.
+        ValueError: `cudagraphs` without CUDA parameters, or with a `mode` or `backend` of your own.
     """
     if cudagraphs:
         device = loss.beta.device
@@ -43,13 +61,14 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
                 f"cudagraphs=True needs a loss on a CUDA device; this one is on {device}. Move it "
                 "with loss.to('cuda'), or compile without cudagraphs."
             )
-        if "mode" in options:
+        if taken := sorted({"mode", "backend"} & options.keys()):
             raise ValueError(
-                f"cudagraphs=True is mode='reduce-overhead'; got mode={options['mode']!r} as well."
+                f"cudagraphs=True chooses mode and backend; got {taken[0]}={options[taken[0]]!r} "
+                "as well. Leave one out."
             )
-        options["mode"] = "reduce-overhead"
-    elif loss.beta.device.type == "cpu" and not {"mode", "options", "backend"} & options.keys():
-        options["options"] = FUSED_MULTIPLY_ADD
+    if "mode" not in options:  # torch takes one of the two
+        ours = _options(loss, cudagraphs, inductor="backend" not in options)
+        options["options"] = ours | options.get("options", {})
     if _isolates():
         options.setdefault("isolate_recompiles", True)
     graph = torch.compile(loss.run, fullgraph=True, **options)
@@ -60,6 +79,33 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
         return out
 
     return compiled
+
+
+def _options(loss: KLPENPPOLoss, cudagraphs: bool, inductor: bool) -> dict[str, Any]:
+    chosen: dict[str, Any] = {"guard_filter_fn": may_change}
+    if inductor and loss.beta.device.type == "cpu":
+        chosen |= FUSED_MULTIPLY_ADD
+    if cudagraphs:
+        chosen["triton.cudagraphs"] = True
+    return chosen
+
+
+def may_change(guards: Sequence[Any]) -> list[bool]:
+    """Which of Dynamo's guards to check at every call: data and settings, not what code is.
+
+    Left out are functions, classes, modules and constants of this package, and functions, classes
+    and modules of torch and tensordict: half of all guards, a tenth of a call's fixed cost on a
+    CPU. Whatever a network, its class or its module holds stays guarded, and so do modes.
+    """
+    return [_may_change(guard.name, guard.guard_type) for guard in guards]
+
+
+def _may_change(name: str, kind: str) -> bool:
+    if OURS.match(name) or "_TENSORCLASS_MEMO" in name:  # tensordict's cache of its own classes
+        return False
+    if CLASSES.match(name):
+        return kind not in CODE and "__defaults__" not in name and "__closure__" not in name
+    return not (LIBRARIES.match(name) and kind in CODE)
 
 
 def _isolates() -> bool:

@@ -48,7 +48,7 @@ def terms(
     out = policy_terms(batch, hyper, static, heads)
     if batch.value is not None:
         out |= critic_terms(batch, hyper, static)
-    out["nonfinite"] = nonfinite(batch, out["log_prob"], out["kl"])
+    out["nonfinite"] = nonfinite(batch, out["log_prob"], out["kl"], out.pop("penalised"))
     return out, heads
 
 
@@ -104,6 +104,9 @@ def unpack(hyper: Tensor) -> Hyper:
     return Hyper(beta, critic_coeff, clip_value, log_cap, tuple(entropy_coeff))
 
 
+LOSSES = ("loss_objective", "loss_entropy", "loss_critic")
+
+
 class Loss(torch.autograd.Function):
     """`terms`, differentiated by the families' own vjp: inputs are kept, not intermediates."""
 
@@ -117,6 +120,8 @@ class Loss(torch.autograd.Function):
         hyper: Tensor,
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
+        if not torch.compiler.is_compiling():  # Dynamo knows no such switch
+            ctx.set_materialize_grads(False)  # a tensor of zeros for every metric, otherwise
         batch = unflatten(layout, tensors, dtype)
         out, heads = terms(batch, unpack(hyper), static)
         kept = [k for h in heads for k in h.kept]
@@ -127,7 +132,7 @@ class Loss(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         static, layout, dtype, names, sizes, width = ctx.static
         packed, ratio, *saved = ctx.saved_tensors
         tensors, rest = saved[:width], saved[width:]
@@ -136,14 +141,13 @@ class Loss(torch.autograd.Function):
         for size in sizes:
             kept.append(tuple(rest[:size]))
             rest = rest[size:]
-        g = dict(zip(names, grads, strict=True))
-        g_entropy = g.get("loss_entropy")
-        if g_entropy is None:
-            g_entropy = torch.zeros_like(g["loss_objective"])
-        d_new = policy_gradients(batch, hyper, static, kept, ratio, g["loss_objective"], g_entropy)
+        given = dict(zip(names, grads, strict=True))
+        g_objective, g_entropy, g_critic = (given.get(name) for name in LOSSES)
+        of_policy = [ratio.new_zeros(()) if g is None else g for g in (g_objective, g_entropy)]
+        d_new = policy_gradients(batch, hyper, static, kept, ratio, *of_policy)
         out: list[Tensor | None] = [None] * width
-        if "loss_critic" in g:
-            out[SAMPLES.index("value")] = value_gradient(batch, hyper, static, g["loss_critic"])
+        if g_critic is not None:
+            out[SAMPLES.index("value")] = value_gradient(batch, hyper, static, g_critic)
         at, done = len(SAMPLES) + len(MASKS), 0
         for family, old in layout:
             at += 4 + old

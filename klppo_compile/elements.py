@@ -10,6 +10,7 @@ from torch import Tensor
 
 from klppo_compile.blocks import block_rows, split_head, split_rows
 from klppo_compile.records import Factorised, PolicyHead, Rows, Softmax
+from klppo_compile.vocabulary import exp
 
 
 class HeadRows(NamedTuple):
@@ -84,8 +85,8 @@ def softmax_rows(head: PolicyHead) -> HeadRows:
     old_top, top = old.amax(-1, True), new.amax(-1, True)  # [*P, K, 1]
     shift = old_top - top
     y, u = new - top, (old - new) - shift
-    p = y.exp()
-    sums = family.moments((old - old_top).exp(), p, p, u, y)
+    p = exp(y)
+    sums = family.moments(exp(old - old_top), p, p, u, y)
     q, p, u, psi_u, y = (x.sum(-1) for x in sums)  # [*P, K]
     log_q, log_p = q.log(), p.log()
     actions = new.shape[-1]

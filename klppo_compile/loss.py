@@ -34,7 +34,7 @@ class KLPENPPOLoss(ScheduledLoss):
     `clip_value`, `state_value`. It returns `loss_objective`, `loss_entropy`, `loss_critic` (each
     `[]`, or rows with reduction "none") and, detached: `kl` `[*B, 1]`, `kl_approx`, `entropy`,
     `explained_variance` `[1]`, `value_clip_fraction` and `nonfinite`, the count of rows whose
-    inputs or KL are not finite. All are in nats.
+    inputs, KL or objective are not finite. All are in nats.
 
     Beta moves after everything else, when grad is enabled and the module trains: up where the mean
     KL of the valid rows exceeds 1.5 dtarg, down where it is below dtarg / 1.5. Value and gradient

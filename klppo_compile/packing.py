@@ -29,9 +29,11 @@ def flatten(batch: Minibatch) -> tuple[Tensor | None, ...]:
 
 
 def unflatten(
-    layout: tuple[tuple[Any, int], ...], tensors: tuple[Tensor | None, ...], dtype: torch.dtype
+    layout: tuple[tuple[Any, int], ...],
+    tensors: tuple[Tensor | None, ...],
+    dtype: torch.dtype | None,
 ) -> Minibatch:
-    """Back again, floating point cast to the dtype that is computed in."""
+    """Back again, floating point cast to the dtype that is computed in; None: as it is."""
     cast = [_cast(x, dtype) for x in tensors]
     samples = dict(zip(SAMPLES + MASKS, cast, strict=False))
     at, heads = len(SAMPLES) + len(MASKS), []
@@ -46,8 +48,10 @@ def unflatten(
     return Minibatch(tuple(heads), **samples)  # type: ignore[arg-type]
 
 
-def _cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return x if x is None or x.dtype == dtype or not x.is_floating_point() else x.to(dtype)
+def _cast(x: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
+    if x is None or dtype is None or x.dtype == dtype or not x.is_floating_point():
+        return x
+    return x.to(dtype)
 
 
 def _detached(x: Tensor | None) -> Tensor | None:

@@ -79,7 +79,7 @@ def run_actor(actor: nn.Module, tensordict: TensorDictBase) -> TensorDictBase:
     """Run all of the actor before its probabilistic module, once; what it computes comes back."""
     part: Any = actor
     while not isinstance(part, ProbabilisticTensorDictModule):
-        tensordict = part.get_dist_params(tensordict)
+        tensordict = part.det_part(tensordict)
         part = _end(part)
     return tensordict
 

@@ -201,7 +201,7 @@ class LossOutput:
             for.
         value_clip_fraction: `[]` share of values that clipping moved; None without clipping.
         explained_variance: `[1]` 1 - var(target - value) / var(target); None where not asked for.
-        nonfinite: `[]` int64, rows whose inputs or KL are not finite.
+        nonfinite: `[]` int64, rows whose inputs, KL or objective are not finite.
         next_beta: `[]` float32, beta after the adaptive rule.
         log_prob, ratio: `[*P]` of the action under the new policy, and the ratio that weighed its
             advantage.

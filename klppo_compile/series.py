@@ -40,6 +40,18 @@ def phi_near(u: Tensor) -> Tensor:
     return r * (u - 2.0 * s * tail)
 
 
+def phi_nearer(u: Tensor) -> Tensor:
+    """phi(u) by the same series for |u| < 1/4, where fewer terms do, to 1e-8.
+
+    The last term s^3 / 9 is economised as in `psi_near`, s at most 1 / 49.
+    """
+    r = u / (2.0 + u)
+    s = r * r
+    linear = 1 / 5 - 18 / 32 / 9 / 2401
+    tail = (1 / 3 + 1 / 32 / 9 / 117649) + s * (linear + s * (1 / 7 + 48 / 32 / 9 / 49))
+    return r * (u - 2.0 * s * tail)
+
+
 def phi(u: Tensor) -> Tensor:
     """u - log(1 + u), without cancellation near 0 (u > -1)."""
     return where(magnitude(u) < 0.5, phi_near(u), u - log(1.0 + u))

@@ -77,13 +77,14 @@ def added(each: list[Tensor]) -> Tensor:
 def policy_terms(
     batch: Minibatch, hyper: Hyper, static: Static, heads: list[HeadRows]
 ) -> dict[str, Tensor]:
-    """The policy's losses and metrics from the rows of its heads."""
+    """The policy's losses and metrics from the rows of its heads, and the objective's rows."""
     log_prob, kl = added([h.log_prob for h in heads]), added([h.kl for h in heads])
     n = count(batch.mask, log_prob)
     ratio = objective.importance(log_prob, batch.old_log_prob, hyper.log_cap)
     anchor = batch.old_log_prob if batch.proximal_log_prob is None else batch.proximal_log_prob
     penalised = objective.penalised(ratio, batch.advantage, kl, hyper.beta)
     out = {
+        "penalised": penalised,
         "loss_objective": reduced(penalised, batch.mask, n, static.reduction),
         "kl": kl,
         "mean_kl": mean(kl, batch.mask, n),
@@ -148,9 +149,10 @@ def squares(x: Tensor, mask: Tensor | None, n: Tensor | int) -> Tensor:
     return select(mask, deviation * deviation).sum()
 
 
-def nonfinite(batch: Minibatch, log_prob: Tensor, kl: Tensor) -> Tensor:
-    """[] int64: rows that count and whose inputs or KL are not finite."""
-    policy = (log_prob + kl, batch.old_log_prob + batch.advantage)
+def nonfinite(batch: Minibatch, log_prob: Tensor, kl: Tensor, penalised: Tensor) -> Tensor:
+    """[] int64: rows that count and whose inputs, KL or objective are not finite."""
+    # The objective is not where the advantage is not, nor where the ratio overflows.
+    policy = (log_prob + kl, batch.old_log_prob + penalised)
     if batch.value is None or batch.value_target is None:
         return select(batch.mask, ~objective.usable(*policy, log_prob)).sum()
     critic = (batch.value, batch.value_target)

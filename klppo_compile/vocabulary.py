@@ -6,9 +6,18 @@ formula of the loss.
 """
 
 import torch
-from torch import Tensor, clamp, exp, sigmoid, where
+from torch import Tensor, clamp, sigmoid, where
 
 __all__ = ["clip", "exp", "finite", "log", "magnitude", "maximum", "minimum", "sigmoid", "where"]
+
+
+def exp(x: Tensor) -> Tensor:
+    """Exponential."""
+    if _compiled_for_cpu(x) and x.dtype == torch.float32:
+        # Sleef's exp2 takes 0.7 times as long as its exp. The product's rounding counts |x| times:
+        # 1e-6 where the result is 1e-7, nothing near 1.
+        return torch.exp2(x * LOG2_E)
+    return torch.exp(x)
 
 
 def log(x: Tensor) -> Tensor:
@@ -43,6 +52,7 @@ def _log_of_parts(x: Tensor) -> Tensor:
     return where((x >= SMALLEST) & (x < torch.inf), normal, edge)
 
 
+LOG2_E = 1.4426950408889634
 SMALLEST = 1.17549435e-38  # the smallest normal float32
 
 

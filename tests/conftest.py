@@ -7,8 +7,10 @@ from pathlib import Path
 # Read once, when torch and Inductor load: before any test module imports them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-# Without a GPU Triton interprets its kernels.
-os.environ.setdefault("TRITON_INTERPRET", "1")
+# KLPPO_TEST_DEVICE=cuda: the kernel tests' tensors are made there, and Triton compiles its kernels.
+# Without a GPU it interprets them. `python -m klppo_compile.perf gpu` sets this.
+os.environ.setdefault("KLPPO_TEST_DEVICE", "cpu")
+os.environ.setdefault("TRITON_INTERPRET", "01"[os.environ["KLPPO_TEST_DEVICE"] == "cpu"])
 os.environ.setdefault(
     "TORCHINDUCTOR_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".cache" / "inductor")
 )
@@ -18,6 +20,8 @@ import torch
 from torch.distributions import Distribution
 
 torch.set_num_threads(1)
+if os.environ["KLPPO_TEST_DEVICE"] != "cpu":
+    torch.set_default_device(os.environ["KLPPO_TEST_DEVICE"])
 
 
 @pytest.fixture(autouse=True)

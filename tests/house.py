@@ -37,7 +37,9 @@ LAYERS = (
 CORE = tuple(unit for layer in LAYERS for unit in layer)
 # Rooms: what they may import, and who may import them (inside the function that needs it).
 ROOMS = {
-    "kernels": {"series", "records", "distributions", "objective", "penalty", "returns"},
+    "kernels": {
+        *("series", "records", "packing", "distributions", "objective", "penalty", "returns"),
+    },
     "export": set(CORE) - {"vocabulary", "series", "commands", "cli"},
     "perf": {*CORE, "kernels", "export"},
 }
@@ -66,8 +68,10 @@ TRAINER = {"training", "train"}
 COMMANDS = {"commands", "cli"}
 # Other people's packages: who may know them. Everyone may name torch.Tensor, as a type.
 OUTSIDE = {
-    "click": COMMANDS,
+    "click": {*COMMANDS, "perf"},
     "gymnasium": {*TRAINER, "perf"},
+    "liger_kernel": {"perf"},
+    "jinja2": {"perf"},
     "matplotlib": {*TRAINER, "export", "perf"},
     "numpy": {"coefficients", *TRAINER, *COMMANDS, "export", "perf"},
     "onnx": {"export", "perf"},
@@ -75,6 +79,7 @@ OUTSIDE = {
     "onnxscript": {"export", "perf"},
     "rich": {*TRAINER, *COMMANDS, "export", "perf"},
     "safetensors": {*TRAINER, "export", "perf"},
+    "scipy": {"perf"},
     "tensordict": {*PART_OF, "loss", "compiling", *TRAINER, "export", "perf"},
     "torch": {*CORE, *ROOMS} - MATHEMATICS - {"cli"},
     "torchrl": {"perf"},

@@ -10,7 +10,7 @@ import torch
 
 from klppo_compile import LossConfig, klpen_ppo_loss
 from klppo_compile.backends import choose
-from klppo_compile.records import Factorised
+from klppo_compile.records import Factorised, PolicyHead, Rows
 from tests.kernel_cases import batch, head
 
 
@@ -20,11 +20,12 @@ def wrong(change):
     stranger = Factorised("normal", "Normal", ("loc", "scale"), *[h.family.kl] * 4)
     return {
         "float64": lambda: dataclasses.replace(minibatch, advantage=torch.randn(4).double()),
-        "heads": lambda: dataclasses.replace(minibatch, policy=(h, h)),
+        "distribution": lambda: dataclasses.replace(
+            minibatch, policy=(h, PolicyHead(Rows(), None, (), (torch.randn(4),) * 3))
+        ),
         "family": lambda: dataclasses.replace(
             minibatch, policy=(dataclasses.replace(h, family=stranger),)
         ),
-        "critic": lambda: dataclasses.replace(minibatch, value=torch.randn(4, 1)),
         "elements": lambda: batch(head("normal", 4, 600)),
         "actions": lambda: batch(head("categorical", 1, 262_145)),
     }[change]()
@@ -50,9 +51,8 @@ def test_a_backend_that_is_asked_for(backend):
     ("change", "reason"),
     [
         ("float64", "float64 is computed by PyTorch"),
-        ("heads", "take one action head, this action has 2"),
+        ("distribution", "'rows' has no text of ours"),
         ("family", "'normal' has no text of ours"),
-        ("critic", "the critic has rows"),
         ("elements", "up to 512 elements"),
         ("actions", "up to 262144 actions"),
     ],

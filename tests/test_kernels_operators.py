@@ -6,26 +6,30 @@ import pytest
 import torch
 
 from klppo_compile import LossConfig, klpen_ppo_loss
-from tests.kernel_cases import NUMBERS, batch, head
+from tests.kernel_cases import NUMBERS, batch, head, leaves, static
 
 pytest.importorskip("triton", reason="Triton has no wheel here")
 
-from klppo_compile.kernels import operators  # noqa: F401 (registers them)
+from klppo_compile.kernels import operators
+
+HEADS = {
+    "normal": lambda: [head("normal", 5, 3)],
+    "categorical": lambda: [head("categorical", 5, 4, 2)],
+    "composite": lambda: [head("categorical", 5, 4, 2), head("normal", 5, 3)],
+}
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize(("name", "D", "K"), [("normal", 3, 1), ("categorical", 4, 2)])
-def test_opcheck(name, D, K, reduction):
-    b = batch(head(name, 5, D, K), masks=True)
-    (h,) = b.policy
-    new = [x.requires_grad_() for x in h.new]
-    b = dataclasses.replace(b, advantage=b.advantage.nan_to_num(), value_target=b.value)
-    rows = (b.old_log_prob, b.advantage, b.value.clone().requires_grad_(), b.value_target)
-    rows += (b.old_value, b.proximal_log_prob, b.mask, b.value_mask)
-    what = (name, "l2", reduction, [True, True, True], h.action, list(h.old), new)
-    numbers = ([0.0, *NUMBERS[1:]], [torch.tensor(1.3)], 1)
+@pytest.mark.parametrize("kind", HEADS)
+def test_opcheck(kind, reduction):
+    policy = HEADS[kind]()
+    b = batch(*policy, masks=True, values=(3,) if len(policy) > 1 else None)
+    b = dataclasses.replace(b, advantage=b.advantage.nan_to_num(), value_target=b.value + 1.0)
+    leaves(b)
+    numbers = [torch.tensor(1.3), *NUMBERS[1:4], *[0.01] * len(policy), *NUMBERS[5:]]
+    shape = static(reduction=reduction, loss_critic_type="l2")
     operator = torch.ops.klppo_compile.forward.default
-    results = torch.library.opcheck(operator, (*what, None, None, None, *rows, *numbers))
+    results = torch.library.opcheck(operator, operators.arguments(b, numbers, shape))
     assert set(results.values()) == {"SUCCESS"}
 
 

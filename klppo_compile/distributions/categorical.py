@@ -63,8 +63,8 @@ def vjp(
     near = maximum(magnitude(u), magnitude(old_log_p - log_p)) < 0.5
     d_kl = where(near, q * (psi_near(u) - u - m) * (1.0 / (1.0 + m)), p - q)
     # Any finite floor will do: below it p is 0, and 0 times infinity would be NaN.
-    surprise = maximum(log_p, -1e4) + entropy
-    return where(hit, g_log_prob, 0.0) - p * (g_log_prob + g_entropy * surprise) + g_kl * d_kl
+    pull = g_log_prob + g_entropy * entropy + g_entropy * maximum(log_p, -1e4)
+    return where(hit, g_log_prob, 0.0) - p * pull + g_kl * d_kl
 
 
 FAMILY = Softmax(

@@ -7,7 +7,7 @@ elements. Units are nats.
 from torch import Tensor
 
 from klppo_compile.records import Factorised
-from klppo_compile.series import phi_near
+from klppo_compile.series import phi_nearer
 from klppo_compile.vocabulary import log, magnitude, where
 
 HALF_LOG_2PI = 0.9189385332046727  # log(2 pi) / 2
@@ -20,14 +20,13 @@ def log_prob(action: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
 
 
 def kl(old_loc: Tensor, old_scale: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-    """KL(old || new) = (t^2 + phi(u)) / 2, t the shift in scales, 1 + u the variances' ratio."""
+    """KL(old || new) = (t^2 + d^2) / 2 + phi(d), t the shift in scales, 1 + d the scales' ratio."""
     inverse = 1.0 / scale
     t = (loc - old_loc) * inverse
-    u = (old_scale - scale) * (old_scale + scale) * inverse * inverse
-    # Not log(1 + u): where the old policy is far narrower, 1 + u has no digits left.
-    ratio = old_scale * inverse
-    far = u - 2.0 * log(ratio)
-    return 0.5 * (t * t + where(magnitude(ratio - 1.0) < 0.25, phi_near(u), far))
+    d = (old_scale - scale) * inverse
+    # Not log(1 + d): where the old policy is far narrower, 1 + d has no digits left.
+    far = d - log(old_scale * inverse)
+    return 0.5 * (t * t + d * d) + where(magnitude(d) < 0.25, phi_nearer(d), far)
 
 
 def entropy(loc: Tensor, scale: Tensor) -> Tensor:
@@ -49,9 +48,9 @@ def vjp(
     inverse = 1.0 / scale
     z = (action - loc) * inverse
     t = (loc - old_loc) * inverse
-    u = (old_scale - scale) * (old_scale + scale) * inverse * inverse
+    d = (old_scale - scale) * inverse
     d_loc = (g_log_prob * z + g_kl * t) * inverse
-    d_scale = (g_log_prob * (z * z - 1.0) - g_kl * (u + t * t) + g_entropy) * inverse
+    d_scale = (g_log_prob * (z * z - 1.0) - g_kl * (d * (2.0 + d) + t * t) + g_entropy) * inverse
     return d_loc, d_scale
 
 
