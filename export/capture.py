@@ -187,7 +187,7 @@ def explain(graph: Graph, example: TensorDictBase, error: Exception) -> str:
         )
     where, reason = found
     # The tracer's fix, "batch = 8", or what torch says of shapes that don't go together.
-    if "batch = " in reason or "shape" in reason:
+    if any(word in reason for word in ("batch = ", "shape", "size of tensor")):
         return (
             f"{where} fixes the batch size ({reason}), so one graph can't serve other batches."
             " Write it for any batch (x.flatten(1) instead of x.reshape(8, -1); no branch on"

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from klppo_compile.exit_codes import BadInputError
-from klppo_compile.export.manifest import DTYPES, InputSpec, Manifest
+from klppo_compile.export.manifest import InputSpec, Manifest
+from klppo_compile.export.validation import DTYPES
 
 Array = NDArray[Any]
 

@@ -1,5 +1,6 @@
 """From a trained run to a file on inference hardware, and whether it may go there: all of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,14 +36,18 @@ class Deployment:
     verdict: Verdict
 
 
-def deploy(folder: Path) -> Deployment:
-    """Export a run's best and early checkpoints, and judge the best by its last rollout."""
+def deploy(folder: Path, say: Callable[[str], None] = lambda text: None) -> Deployment:  # noqa: ARG005
+    """Export a run's best and early checkpoints, and judge the best by its last rollout.
+
+    `say` is told what is being done.
+    """
     done = {}
     for which in ("best", "early"):
+        say(f"exporting and checking {which}.onnx of {folder.name}")
         target = resolve(str(folder), which)
         assert target.example is not None
-        out = folder / f"{which}.onnx"
-        done[which] = export_loss(target.loss, target.example, out, checked=which == "best")
+        done[which] = export_loss(target.loss, target.example, folder / f"{which}.onnx")
+    say(f"evaluating {folder.name}")
     best, early = (open_file(done[which].path, "cpu") for which in ("best", "early"))
     with open_rollout(folder / "rollout") as rollout:
         numbers = report(evaluate(best, rollout))

@@ -102,7 +102,7 @@ def stream(
         reader.take({k: x[real] for k, x in inputs.items()}, kept, row)
         progress((last - first) * matched.inner)
     ranges = [(start * matched.inner, stop * matched.inner)]
-    return Evaluation(file.sha256, dict(manifest.settings), used, ranges, totals)
+    return Evaluation(file.sha256, reader.settings, used, matched.rows, ranges, totals)
 
 
 def _range(matched: Matched, rows: tuple[int, int | None]) -> tuple[int, int]:

@@ -35,18 +35,24 @@ GATES = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """A gate, its limit, what was found, and whether it passed."""
+    """A gate, its limit, what was found, how many rows are no numbers, and whether it passed."""
 
     gate: Gate
     limit: float
     found: float
+    nonfinite: int
     passed: bool
+
+    @property
+    def word(self) -> str:
+        """The verdict in one."""
+        return "passed" if self.passed else "FAILED"
 
     def __str__(self) -> str:
         """One line."""
-        word = "passed" if self.passed else "FAILED"
         sign = "<=" if self.gate.upper else ">="
-        return f"{word}: {self.gate.number} {self.found:.6g} {sign} {self.limit:g}"
+        broken = f", {self.nonfinite:,} rows are not finite" if self.nonfinite else ""
+        return f"{self.word}: {self.gate.number} {self.found:.6g} {sign} {self.limit:g}{broken}"
 
 
 def judge(report: Mapping[str, Any], limits: Mapping[str, float]) -> list[Verdict]:
@@ -58,6 +64,7 @@ def judge(report: Mapping[str, Any], limits: Mapping[str, float]) -> list[Verdic
         limit, found = limits[gate.option], report.get(gate.number, math.nan)
         inside = found <= limit if gate.upper else found >= limit
         # Rows that are no numbers are in no statistic: no gate may pass on the rest.
-        passed = bool(inside) and report["rows_nonfinite"] == 0
-        verdicts.append(Verdict(gate, limit, float(found), passed))
+        nonfinite = report["rows_nonfinite"]
+        passed = bool(inside) and nonfinite == 0
+        verdicts.append(Verdict(gate, limit, float(found), nonfinite, passed))
     return verdicts

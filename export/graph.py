@@ -30,7 +30,7 @@ class Entry:
     Attributes:
         name: of the graph's input.
         key: in the tensordict.
-        role: one of `manifest.ROLES`.
+        role: one of `validation.ROLES`.
     """
 
     name: str

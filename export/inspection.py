@@ -31,7 +31,7 @@ def inspect_file(path: Path) -> Inspection:
     content, sidecar = read_verified(path)
     if path.suffix == ".pt2" and sidecar is not None:
         # Such a package is code; what it is, its sidecar says.
-        manifest = Manifest.from_json(json.dumps(sidecar["manifest"]), str(path))
+        manifest = Manifest.from_json(json.dumps(sidecar.get("manifest")), str(path))
         operators: dict[str, int] = {}
     else:
         manifest, operators = _read_onnx(path, content)

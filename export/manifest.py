@@ -13,22 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from klppo_compile.exit_codes import BadInputError
+from klppo_compile.export.validation import require_sense
 
 SCHEMA = 1
 METADATA_KEY = "klppo_compile"
-DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
 DIMENSIONS = ("batch", "time")
 """Names of the dynamic dimensions, in their order."""
-ROLES = (
-    "observation",
-    "action",
-    "log_prob",
-    "old_head",
-    "advantage",
-    "value_target",
-    "state_value",
-    "mask",
-)
 
 
 @dataclass(frozen=True)
@@ -38,7 +28,7 @@ class InputSpec:
     Attributes:
         name: of the graph's input.
         key: of the rollout's entry, nested keys joined with ".".
-        role: what it is, one of `ROLES`.
+        role: what it is, one of `validation.ROLES`.
         dtype: numpy's name of it.
         shape: of one row, without the batch dimensions.
     """
@@ -132,19 +122,18 @@ class Manifest:
                 values[name] = tuple(map(str, values[name]))
             values["scalars"] = {str(k): float(v) for k, v in values["scalars"].items()}
             values["batch_dims"], values["batch"] = int(values["batch_dims"]), int(values["batch"])
-            return cls(**values)
+            manifest = cls(**values)
+            require_sense(manifest)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadInputError(
                 f"{origin} must hold the manifest that klppo export writes; got {error}."
                 " Export the loss again with this version."
             ) from error
+        return manifest
 
 
 def _input(values: Mapping[str, Any]) -> InputSpec:
-    spec = InputSpec(**{**values, "shape": tuple(int(n) for n in values["shape"])})
-    if spec.dtype not in DTYPES or spec.role not in ROLES:
-        raise ValueError(f"an input of dtype {spec.dtype!r} and role {spec.role!r}")
-    return spec
+    return InputSpec(**{**values, "shape": tuple(int(n) for n in values["shape"])})
 
 
 def _output(values: Mapping[str, Any]) -> OutputSpec:
@@ -185,6 +174,8 @@ def read_sidecar(path: Path) -> dict[str, Any] | None:
         values = json.loads(beside.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or not isinstance(values.get("sha256"), str):
             raise TypeError("no sha256")
+        if not isinstance(values.get("tolerance_met"), float | int | None):
+            raise TypeError(f"tolerance_met {values['tolerance_met']!r}")
     except (OSError, ValueError, TypeError) as error:
         raise BadInputError(
             f"{beside} must be the sidecar that klppo export writes; got {error}."

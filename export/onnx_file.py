@@ -14,6 +14,7 @@ from klppo_compile.export.capture import Captured
 from klppo_compile.export.gamma import needs_gamma, without_gamma
 from klppo_compile.export.manifest import METADATA_KEY, Manifest
 from klppo_compile.export.structure import check_structure, lint, lint_shapes
+from klppo_compile.export.unit_axes import take_out
 
 OPSETS = (18, 19, 20, 21)
 LARGEST = 2**31 - 1
@@ -56,6 +57,7 @@ def to_proto(captured: Captured, opset: int, family: str) -> onnx.ModelProto:
     proto: onnx.ModelProto = program.model_proto
     strip(proto)
     write_out(proto)
+    take_out(proto)
     return proto
 
 

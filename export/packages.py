@@ -7,6 +7,7 @@ untrusted source"). The sidecar holds their manifest and their hash.
 import copy
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from klppo_compile.export.parity import Runner
 
 TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 """What a program's nodes remember of the machine that traced them."""
+NATIVE = "compiled for the processor it was exported on, whose compiler left its paths in the file"
 
 
 def write_package(
@@ -35,6 +37,7 @@ def write_package(
             torch.export.save(program, path)
             loaded: Callable[..., Any] = torch.export.load(path).module()
         else:
+            manifest = replace(manifest, notes=(*manifest.notes, NATIVE))
             aoti_compile_and_package(program, package_path=str(path))
             loaded = aoti_load_package(str(path))
         content = path.read_bytes()

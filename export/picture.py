@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from klppo_compile.exit_codes import BadInputError, MissingRequirementError
 from klppo_compile.export.manifest import require_writable
 from klppo_compile.export.statistics import LogHistogram
 from klppo_compile.export.totals import Evaluation
@@ -13,11 +14,20 @@ from klppo_compile.export.totals import Evaluation
 def draw(evaluation: Evaluation, path: Path, title: str) -> None:
     """Write a picture; the file's ending says in which format."""
     require_writable(path)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingRequirementError(
+            "--picture needs matplotlib. Run pip install matplotlib."
+        ) from error
 
     figure = Figure(figsize=(11, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    kinds = FigureCanvasAgg(figure).get_supported_filetypes()
+    if path.suffix.lstrip(".").lower() not in kinds:
+        raise BadInputError(
+            f"a picture is one of {', '.join(kinds)}, by its ending; got {path.name}."
+        )
     over, kl, ratio = figure.subplots(1, 3)
     means = evaluation.totals.kl_series.means()
     over.plot([row for row, _ in means], [mean for _, mean in means], marker=".")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from klppo_compile.export.statistics import Sum
 from klppo_compile.export.totals import Evaluation, Totals
 
 PLAIN_FLOOR, MASKED_FLOOR = 1e-6, 1e-4
@@ -11,13 +12,38 @@ PLAIN_FLOOR, MASKED_FLOOR = 1e-6, 1e-4
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
 
 
+def own_statistics(settings: Mapping[str, Any]) -> tuple[int, ...]:
+    """The batch dimensions along which an advantage is standardised apart from the others.
+
+    Of an advantage `[*B, 1]`; where its last dimension is excluded too, nothing is left to
+    standardise over a row, which then stays as it is.
+    """
+    if not settings["normalize_advantage"]:
+        return ()
+    dims = settings["batch_dims"]
+    kept = {d % (dims + 1) for d in settings["normalize_advantage_exclude_dims"]}
+    return () if len(kept) > dims else tuple(sorted(kept - {dims}))
+
+
+def standardises(settings: Mapping[str, Any]) -> bool:
+    """Whether anything of an advantage is standardised."""
+    dims = settings["batch_dims"] + 1
+    kept = {d % dims for d in settings["normalize_advantage_exclude_dims"]}
+    return bool(settings["normalize_advantage"]) and len(kept) < dims
+
+
+def floor_of(masked: bool) -> float:
+    """Least deviation that an advantage is divided by."""
+    return MASKED_FLOOR if masked else PLAIN_FLOOR
+
+
 def report(evaluation: Evaluation) -> dict[str, Any]:
-    """The numbers of the whole, by name; None where a graph doesn't have them."""
+    """The numbers of the whole, by name; a mean of no rows is NaN, which passes no gate."""
     totals, settings, scalars = evaluation.totals, evaluation.settings, evaluation.scalars
-    n = max(totals.counted - totals.nonfinite, 1)
-    kl = totals.kl.value / n
+    n = totals.counted - totals.nonfinite
+    kl = _mean(totals.kl, n)
     squares = totals.ratio_squares.value
-    ess = totals.ratio_sum.value**2 / squares if squares > 0 else 0.0
+    ess = totals.ratio_sum.value**2 / squares if squares > 0 else math.nan
     out: dict[str, Any] = {
         "rows": totals.rows,
         "rows_counted": totals.counted,
@@ -28,41 +54,46 @@ def report(evaluation: Evaluation) -> dict[str, Any]:
     for q in QUANTILES:
         out[f"kl_p{100 * q:g}"] = totals.kl_histogram.quantile(q)
     out |= {
-        "kl_approx": -totals.log_ratio.value / n,
-        "ratio_mean": totals.ratio_sum.value / n,
-        "ratio_std": math.sqrt(max(totals.ratio.variance, 0.0)) if totals.ratio.count else math.nan,
-        "ratio_min": totals.ratio.low,
-        "ratio_max": totals.ratio.high,
+        "kl_approx": -_mean(totals.log_ratio, n),
+        "ratio_mean": _mean(totals.ratio_sum, n),
+        "ratio_std": math.sqrt(totals.ratio.variance),
+        "ratio_min": totals.ratio.low if n else math.nan,
+        "ratio_max": totals.ratio.high if n else math.nan,
         "ratio_p1": totals.ratio_histogram.quantile(0.01),
         "ratio_p99": totals.ratio_histogram.quantile(0.99),
         "effective_sample_size": ess,
-        "ess_fraction": ess / n,
+        "ess_fraction": ess / n if n else math.nan,
+        "loss_objective": _objective(totals, settings, scalars, kl, n),
     }
-    objective = _objective(totals, settings, scalars, kl, n)
-    if objective is not None:
-        out["loss_objective"] = objective
     if totals.entropy.count:
         scale = n if settings["reduction"] == "sum" else 1
         out["entropy"] = totals.entropy.mean
         out["entropy_min"] = totals.entropy.low
-        out["loss_entropy"] = -scalars["entropy_coeff"] * totals.entropy.mean * scale
+        # 0 added, for a coefficient of 0 would print as -0.
+        out["loss_entropy"] = 0.0 - scalars["entropy_coeff"] * totals.entropy.mean * scale
     if totals.value_rows:
         out |= _critic_report(totals, settings, scalars)
     return out
 
 
+def _mean(total: Sum, n: int) -> float:
+    return total.value / n if n else math.nan
+
+
 def _objective(
     totals: Totals, settings: Mapping[str, Any], scalars: Mapping[str, float], kl: float, n: int
-) -> float | None:
+) -> float:
     """E[beta KL - ratio advantage]; a normalised advantage has the statistics of all rows."""
-    weighted = totals.weighted_advantage.value / n
-    if settings["normalize_advantage"]:
-        if settings["normalize_advantage_exclude_dims"]:
-            return None
-        moments, masked = totals.advantage, bool(totals.masked)
+    if not n:
+        return math.nan
+    weighted, masked = totals.weighted_advantage.value / n, bool(totals.masked)
+    own = own_statistics(settings)
+    if own and 0 not in own:
+        weighted = totals.advantage_groups.standardised(masked, floor_of(masked)) / n
+    elif not own and standardises(settings) and totals.rows > 1:
+        moments = totals.advantage
         freedom = moments.count if masked else max(moments.count - 1, 1)
-        floor = MASKED_FLOOR if masked else PLAIN_FLOOR
-        deviation = max(math.sqrt(moments.squares / freedom), floor) if moments.count else 1.0
+        deviation = max(math.sqrt(moments.squares / freedom), floor_of(masked))
         weighted = (weighted - moments.mean * totals.ratio_sum.value / n) / deviation
     beta = scalars["beta"]
     mean = (beta * kl if beta > 0.0 else 0.0) - weighted

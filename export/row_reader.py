@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from klppo_compile.exit_codes import BadInputError
 from klppo_compile.export.manifest import Manifest
+from klppo_compile.export.report import floor_of, own_statistics
+from klppo_compile.export.statistics import Groups
 from klppo_compile.export.totals import Totals
 
 Array = NDArray[Any]
@@ -29,6 +31,7 @@ class RowReader:
 
     def __init__(self, manifest: Manifest, totals: Totals, scalars: Mapping[str, float]) -> None:
         self.manifest, self.totals, self.scalars = manifest, totals, scalars
+        self.settings = {**manifest.settings, "batch_dims": manifest.batch_dims}
         self.names = {spec.role: spec.name for spec in manifest.inputs}
         self.divisor = float(manifest.settings["advantage_divisor"])
 
@@ -62,6 +65,7 @@ class RowReader:
             None if entropy is None else entropy.reshape(-1)[keep],
             row[keep],
         )
+        self._by_group(ratio[keep], advantage[keep], shape, keep)
         if "value" in outputs:
             same = valid.size == outputs["value"].size
             self._critic(inputs, outputs, valid if same else None, first)
@@ -87,9 +91,28 @@ class RowReader:
         totals.ratio_histogram.update(ratio)
         totals.log_ratio.add(float(log_ratio.sum()))
         totals.advantage.update(advantage)
-        totals.weighted_advantage.add(float((wide * advantage).sum()))
+        if not own_statistics(self.settings):
+            totals.weighted_advantage.add(float((wide * advantage).sum()))
         if entropy is not None:
             totals.entropy.update(entropy)
+
+    def _by_group(
+        self, ratio: Array, advantage: Array, shape: tuple[int, ...], keep: Array
+    ) -> None:
+        """Advantages whose dimensions have statistics of their own."""
+        dims = own_statistics(self.settings)
+        if not dims:
+            return
+        lead = shape[: self.manifest.batch_dims]
+        sizes = [size if d in dims else 1 for d, size in enumerate(lead)]
+        group = np.broadcast_to(np.arange(math.prod(sizes)).reshape(sizes), lead).reshape(-1)
+        group = np.repeat(group, math.prod(shape[len(lead) :]))[keep]
+        totals, biased = self.totals, bool(self.totals.masked)
+        # Sequences are whole in a batch; a step of all sequences is not.
+        groups = Groups() if 0 in dims else totals.advantage_groups
+        groups.update(advantage, ratio.astype(np.float64), group)
+        if 0 in dims:
+            totals.weighted_advantage.add(groups.standardised(biased, floor_of(biased)))
 
     def _critic(
         self,

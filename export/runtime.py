@@ -1,12 +1,13 @@
 """An exported file in ONNX Runtime, on the provider that was asked for. It needs no torch."""
 
+import contextlib
 import importlib.metadata
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from klppo_compile.exit_codes import BadInputError, MissingRequirementError
@@ -21,6 +22,10 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+TYPES = {"float32": "float", "float64": "double"}
+"""ONNX Runtime's names, where they aren't numpy's."""
+PACKAGES = {".pt2", ".pt", ".so"}
+"""Endings of what torch writes, which nothing here loads."""
 LIBRARIES = {
     "cuda": "CUDA 13 and cuDNN 9: pip install 'onnxruntime-gpu[cuda,cudnn]'",
     "tensorrt": "TensorRT 10, CUDA 13 and cuDNN 9:"
@@ -86,16 +91,9 @@ class OnnxFile:
 
         options = onnxruntime.RunOptions()
         options.only_execute_path_to_fetches = True
-        if not inputs.keys().isdisjoint(self.manifest.scalars):
-            # An optional input can't be bound.
-            return dict(zip(names, self.session.run(names, dict(inputs), options), strict=True))
-        binding = self.session.io_binding()
-        for name, x in inputs.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(x))
-        for name in names:
-            binding.bind_output(name)
-        self.session.run_with_iobinding(binding, options)
-        return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
+        # Not an I/O binding: arrays are read where they lie either way, and making one, or binding
+        # new outputs, takes longer than it saves (perf/evaluating.py measures both).
+        return dict(zip(names, self.session.run(names, dict(inputs), options), strict=True))
 
 
 def open_file(path: Path, provider: str = "auto", threads: int = 0) -> OnnxFile:
@@ -110,6 +108,11 @@ def open_file(path: Path, provider: str = "auto", threads: int = 0) -> OnnxFile:
         BadInputError: not such a file, or not the bytes that were checked.
         MissingRequirementError: no runtime, or the provider is not active.
     """
+    if path.suffix in PACKAGES:
+        raise BadInputError(
+            f"ONNX Runtime runs .onnx files; got {path}, a package of torch, which is code. Export"
+            " with --format onnx."
+        )
     content, sidecar = read_verified(path)
     session, active = open_session(content, provider, str(path), threads)
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
@@ -123,6 +126,7 @@ def open_file(path: Path, provider: str = "auto", threads: int = 0) -> OnnxFile:
 
 def _require_names(path: Path, manifest: Manifest, session: Any) -> None:
     inputs = [x.name for x in session.get_inputs()]
+    kinds = {x.name: x.type for x in session.get_inputs()}
     optional = {x.name for x in session.get_overridable_initializers()}
     outputs = [x.name for x in session.get_outputs()]
     if (
@@ -134,6 +138,12 @@ def _require_names(path: Path, manifest: Manifest, session: Any) -> None:
             f"{path} must have the inputs and outputs that its manifest names; it has"
             f" {inputs} and {outputs}. Export the loss again."
         )
+    for spec in manifest.inputs:
+        if kinds[spec.name] != f"tensor({TYPES.get(spec.dtype, spec.dtype)})":
+            raise BadInputError(
+                f"{path} must have the inputs that its manifest names; its {spec.name} is"
+                f" {kinds[spec.name]}, not {spec.dtype}. Export the loss again."
+            )
 
 
 def open_session(content: bytes, provider: str, origin: str, threads: int = 0) -> tuple[Any, str]:
@@ -185,11 +195,16 @@ def _session(runtime: Any, content: bytes, provider: str, origin: str, threads: 
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
+    # A provider whose libraries don't load is told of in our error, not in pages of its own.
+    runtime.set_default_logger_severity(4)
     try:
-        # As bytes, so that weights in other files are refused.
-        return runtime.InferenceSession(content, options, providers=[provider])
+        with contextlib.redirect_stdout(io.StringIO()):
+            # As bytes, so that weights in other files are refused.
+            return runtime.InferenceSession(content, options, providers=[provider])
     except Exception as error:  # the runtime's own classes are private
         raise BadInputError(
             f"{origin} must be an ONNX file that ONNX Runtime can load; got"
             f" {str(error).splitlines()[0]}. Export the loss again."
         ) from error
+    finally:
+        runtime.set_default_logger_severity(2)

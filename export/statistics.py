@@ -77,6 +77,47 @@ class Moments:
 
 
 @dataclass
+class Groups:
+    """Moments of numbers by group, and sums of their weights: `[G]` each, as many as were seen."""
+
+    count: Array = field(default_factory=lambda: np.zeros(0))
+    mean: Array = field(default_factory=lambda: np.zeros(0))
+    squares: Array = field(default_factory=lambda: np.zeros(0))
+    weight: Array = field(default_factory=lambda: np.zeros(0))
+    weighted: Array = field(default_factory=lambda: np.zeros(0))
+    """Of weight times number."""
+
+    def update(self, x: Array, weight: Array, group: Array) -> None:
+        """Take in numbers, their weights, and which group each is of."""
+        if x.size:
+            count = np.bincount(group).astype(np.float64)
+            mean = np.bincount(group, x) / np.maximum(count, 1.0)
+            squares = np.bincount(group, np.square(x - mean[group]))
+            sums = (np.bincount(group, w) for w in (weight, weight * x))
+            self.merge(Groups(count, mean, squares, *sums))
+
+    def merge(self, other: "Groups") -> None:
+        """Take in another's numbers."""
+        size = max(self.count.size, other.count.size)
+        a, b = (
+            {name: np.pad(x, (0, size - x.size)) for name, x in vars(groups).items()}
+            for groups in (self, other)
+        )
+        count = a["count"] + b["count"]
+        delta, share = b["mean"] - a["mean"], b["count"] / np.maximum(count, 1.0)
+        self.count = count
+        self.mean = a["mean"] + delta * share
+        self.squares = a["squares"] + b["squares"] + delta * delta * a["count"] * share
+        self.weight, self.weighted = a["weight"] + b["weight"], a["weighted"] + b["weighted"]
+
+    def standardised(self, biased: bool, floor: float) -> float:
+        """The sum of weight times number, with each group's numbers standardised."""
+        freedom = np.maximum(self.count if biased else self.count - 1.0, 1.0)
+        deviation = np.maximum(np.sqrt(self.squares / freedom), floor)
+        return float(((self.weighted - self.mean * self.weight) / deviation).sum())
+
+
+@dataclass
 class LogHistogram:
     """Counts in bins of equal width on a logarithmic scale, the same for every rollout.
 
@@ -205,6 +246,8 @@ def to_plain(x: Any) -> Any:
         return {"stretch": x.stretch, "counts": _keys(x.counts), "sums": _keys(x.sums)}
     if isinstance(x, WorstRows):
         return [[row, plain_number(value)] for row, value in x.rows]
+    if isinstance(x, Groups):
+        return {name: [plain_number(float(v)) for v in values] for name, values in vars(x).items()}
     if isinstance(x, Sum | Moments):
         return {name: plain_number(value) for name, value in vars(x).items()}
     return x
@@ -223,6 +266,8 @@ def from_plain(kind: type, values: Any) -> Any:
         return Series(int(values["stretch"]), counts, sums)
     if kind is WorstRows:
         return WorstRows([(int(row), number(value)) for row, value in values])
+    if kind is Groups:
+        return Groups(**{k: np.array([number(v) for v in x], float) for k, x in values.items()})
     if kind in {Sum, Moments}:
         return kind(**{name: number(value) for name, value in values.items()})
     return values

@@ -7,6 +7,7 @@ import importlib
 import os
 import pickle
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors.torch import load as load_safetensors
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from klppo_compile.exit_codes import BadInputError
+from klppo_compile.exit_codes import BadInputError, RefusalError
 from klppo_compile.export.data import open_rollout
 from klppo_compile.export.graph import in_keys_of, joined
 from klppo_compile.loss import KLPENPPOLoss
@@ -70,7 +71,7 @@ def _factory(target: str) -> Target:
     if os.getcwd() not in sys.path:  # noqa: PTH109  sys.path holds strings
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
     try:
-        factory = getattr(importlib.import_module(module), name)
+        found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name not in {module, module.split(".", maxsplit=1)[0]}:
             raise
@@ -78,13 +79,27 @@ def _factory(target: str) -> Target:
             f"a target module:factory must name a module; got {module!r}, which is not found."
             " Run from its folder, or install it."
         ) from error
-    except AttributeError as error:
-        raise BadInputError(f"{module} has no {name!r}. Name a callable of it.") from error
+    except Exception as error:
+        raise BadInputError(_broken(f"the module {module}", error)) from error
+    factory = getattr(found, name, None)
     if not callable(factory):
-        raise BadInputError(f"{target} must be callable; got {type(factory).__name__}.")
-    made = factory()
+        what = "no such name" if factory is None else type(factory).__name__
+        raise BadInputError(f"{target} must be a callable of {module}; got {what}.")
+    try:
+        made = factory()
+    except RefusalError:
+        raise
+    except Exception as error:
+        raise BadInputError(_broken(target, error)) from error
     loss, example = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     return Target(loss, example)
+
+
+def _broken(what: str, error: Exception) -> str:
+    """Whose error it was and where, in one line: the user's code, not ours."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    name, text = type(error).__name__, str(error).partition("\n")[0]
+    return f"{what} must run; it raised {name} in {last.filename}:{last.lineno}: {text}"
 
 
 def load_checkpoint(loss: KLPENPPOLoss, path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from klppo_compile.exit_codes import BadInputError
 from klppo_compile.export.statistics import (
+    Groups,
     LogHistogram,
     Moments,
     Series,
@@ -18,7 +19,7 @@ from klppo_compile.export.statistics import (
     to_plain,
 )
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass
@@ -45,7 +46,9 @@ class Totals:
     entropy: Moments = field(default_factory=Moments)
     advantage: Moments = field(default_factory=Moments)
     weighted_advantage: Sum = field(default_factory=Sum)
-    """Of ratio times advantage."""
+    """Of ratio times advantage, standardised where each sequence has its own statistics."""
+    advantage_groups: Groups = field(default_factory=Groups)
+    """Advantages by their step, weighted by the ratio, where each step has its own statistics."""
     value_rows: int = 0
     value_nonfinite: int = 0
     """The critic's rows, as above."""
@@ -89,19 +92,26 @@ class Evaluation:
         file_sha256: of the exported loss.
         settings: of it that the report needs.
         scalars: beta and the coefficients that were used.
-        ranges: of rows, `[start, stop)`.
+        rollout_rows: of the whole rollout.
+        ranges: of its rows, `[start, stop)`.
         totals: what was found.
     """
 
     file_sha256: str
     settings: dict[str, Any]
     scalars: dict[str, float]
+    rollout_rows: int
     ranges: list[tuple[int, int]]
     totals: Totals
 
+    def missing(self) -> list[tuple[int, int]]:
+        """The ranges of the rollout's rows that are in none of the parts."""
+        edges = [(0, 0), *self.ranges, (self.rollout_rows, self.rollout_rows)]
+        return [(stop, start) for (_, stop), (start, _) in pairwise(edges) if stop < start]
+
     def merge(self, other: "Evaluation") -> None:
         """Take in ranges that another machine evaluated; those of another file are refused."""
-        for name in ("file_sha256", "settings", "scalars"):
+        for name in ("file_sha256", "settings", "scalars", "rollout_rows"):
             if getattr(self, name) != getattr(other, name):
                 raise BadInputError(
                     f"parts of one evaluation must have the same {name.replace('_', ' ')}; they"
@@ -123,6 +133,7 @@ class Evaluation:
             "file_sha256": self.file_sha256,
             "settings": self.settings,
             "scalars": self.scalars,
+            "rollout_rows": self.rollout_rows,
             "ranges": self.ranges,
             "totals": self.totals.to_json(),
         }
@@ -137,9 +148,8 @@ class Evaluation:
                 raise ValueError(f"schema {values['schema']!r}")
             ranges = [(int(a), int(b)) for a, b in values["ranges"]]
             totals = Totals.from_json(values["totals"])
-            return cls(
-                str(values["file_sha256"]), values["settings"], values["scalars"], ranges, totals
-            )
+            sha256, rows = str(values["file_sha256"]), int(values["rollout_rows"])
+            return cls(sha256, values["settings"], values["scalars"], rows, ranges, totals)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise BadInputError(
                 f"{path} must be a result that klppo evaluate saved; got {error!r}."

@@ -42,6 +42,11 @@ def number():
     return 3
 
 
+def broken():
+    """A factory that fails."""
+    return {}["weights"]
+
+
 def collected(actor, critic, data):
     """A rollout of a slightly different policy over these observations."""
     with torch.no_grad():

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from klppo_compile import KLPENPPOLoss
+from klppo_compile.cli import run as main
+from klppo_compile.exit_codes import ExitCode
 from klppo_compile.export import export_loss
 from klppo_compile.export.manifest import METADATA_KEY, Manifest, sha256, sidecar_path
-from klppo_compile.export.structure import lint
+from klppo_compile.export.structure import ELEMENTWISE, dimensions, lint
 from tests.builders import CASES
 from tests.export_cases import (
     categorical_loss,
@@ -245,6 +247,39 @@ def test_a_pt2_package_of_the_same_graph(tmp_path):
     wanted = loss.eval()(data)["loss_objective"]
     torch.testing.assert_close(found["loss_objective"], wanted.detach())
     assert b"site-packages" not in done.path.read_bytes()
+
+
+def test_packages_come_with_a_warning_and_run_nowhere_by_themselves(tmp_path, capfd):
+    """AOTInductor compiles the smallest graph, the critic's."""
+    factory, out = "tests.export_cases:categorical_loss", tmp_path / "critic.pt2"
+    arguments = ["export", factory, "--graph", "critic", "--format", "aoti", "--out", str(out)]
+    assert main(arguments) == ExitCode.GOOD
+    output = capfd.readouterr()
+    assert "a package (aoti) is code: whoever loads it runs it" in output.err
+    assert "compiled for the processor" in output.out
+    assert "Checked: every output is within" in output.out
+    loss, data = categorical_loss()
+    (value,) = torch._inductor.aoti_load_package(str(out))(data["observation"][:7])
+    critic = loss.get_stateful_net("critic_network")
+    torch.testing.assert_close(value, critic(data[:7].select("observation"))["state_value"])
+    assert main(["inspect", str(out)]) == ExitCode.GOOD
+    for command in ("check", "evaluate"):
+        assert main([command, str(out), "--data", "x"]) == ExitCode.BAD_INPUT
+        assert "a package of torch, which is code" in capfd.readouterr().err
+
+
+def test_axes_of_one_are_taken_out_of_what_is_elementwise(exported):
+    """Every elementwise operator of a categorical loss sees [batch, actions] or [batch]."""
+    done, _, _ = exported("Categorical")
+    graph = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(done.path.read_bytes()))
+    shapes = {x.name: dimensions(x) for x in graph.graph.value_info}
+    found = [
+        shapes[node.output[0]]
+        for node in graph.graph.node
+        if node.op_type in ELEMENTWISE.split() and node.output[0] in shapes
+    ]
+    assert ["batch", 5] in found
+    assert not [shape for shape in found if 1 in shape and len(shape) > 1]
 
 
 def test_export_loss_is_reached_without_loading_torch_first():

@@ -168,6 +168,14 @@ def test_bad_losses_examples_and_paths_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_action_of_several_keys_is_refused(tmp_path):
+    loss, data = loss_of("Categorical")
+    loss.set_keys(action=["steer", "gas"])
+    with pytest.raises(CannotError, match="an action of several keys can't be exported yet"):
+        export_loss(loss, data, tmp_path / "loss.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_observation_of_an_outputs_name_is_refused():
     actor, critic = actor_of(CASES["Categorical"], ["kl"]), critic_of(["kl"])
     data = collected(actor, critic, TensorDict({"kl": torch.randn(ROWS, 4)}, batch_size=[ROWS]))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 from klppo_compile.commands.progress import free_folder, watch
@@ -52,35 +53,51 @@ def command(seed: int, steps: int, out: Path, no_compile: bool) -> ExitCode:
         if not result.finished:
             break
     Console().print(table)
-    if result.finished:
-        _deploy(folders)
+    passed = _deploy(folders) if result.finished else True
     click.echo("Early, best and last policy, the last rollout, metrics.csv and curves.png are in")
     for folder in folders:
         click.echo(f"  {folder}")
-    return ExitCode.GOOD if result.finished else ExitCode.INTERRUPTED
+    if not result.finished:
+        return ExitCode.INTERRUPTED
+    return ExitCode.GOOD if passed else ExitCode.FAILED
 
 
-def _deploy(folders: list[Path]) -> None:
-    """Take each run's best policy to ONNX Runtime and print what it says of it."""
+def _deploy(folders: list[Path]) -> bool:
+    """Take each run's best policy to ONNX Runtime, print what it says; True if all gates pass."""
     if find_spec("onnxscript") is None or find_spec("onnxruntime") is None:
         click.echo("Not exported: run pip install 'klppo-compile[export]' for that part.")
-        return
+        return True
     from klppo_compile.export.deployment import deploy
 
     table = Table("best.onnx of", title="Exported, checked, evaluated with ONNX Runtime")
-    for column in ("error", "rows", "KL to recorded", "ESS", "KL to early, gate"):
+    for column in ("checked to", "rows", "KL to recorder", "ESS", "gate: KL to early"):
         table.add_column(column, justify="right")
-    for folder in folders:
-        done = deploy(folder)
-        assert done.exported.parity is not None
-        verdict = done.verdict
-        word = "passed" if verdict.passed else "FAILED"
-        table.add_row(
-            folder.name,
-            f"{done.exported.parity.needed:.1e}",
-            f"{done.rows:,}",
-            f"{done.kl:.2g}",
-            f"{done.ess:.1%}",
-            f"{verdict.found:.2g} <= {verdict.limit:g} {word}",
-        )
+    passed, console = True, Console(stderr=True)
+    with console.status("exporting") as status:
+        for folder in folders:
+            done = deploy(folder, lambda text: _say(console, status, text))
+            assert done.exported.parity is not None
+            verdict = done.verdict
+            passed &= verdict.passed
+            table.add_row(
+                folder.name,
+                f"{done.exported.parity.needed:.1e}",
+                f"{done.rows:,}",
+                f"{done.kl:.2g}",
+                f"{done.ess:.1%}",
+                f"{verdict.found:.2g} <= {verdict.limit:g} {verdict.word}",
+            )
     Console().print(table)
+    click.echo(
+        "Checked to: largest difference of any output from eager PyTorch (1e-5 is allowed).\n"
+        "KL: nats per row, from the policy that recorded the last rollout, and from early.onnx.\n"
+        "ESS: effective sample size."
+    )
+    return passed
+
+
+def _say(console: Console, status: Status, text: str) -> None:
+    """On a terminal in the place of the last, in a log as a line."""
+    status.update(text)
+    if not console.is_terminal:
+        console.print(text, highlight=False, soft_wrap=True)

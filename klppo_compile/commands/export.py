@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from klppo_compile.export.exporting import Exported
 
 CODE = (
-    "Warning: a {} file is code: whoever loads it runs it. Load only files that you made, and check"
-    " their SHA-256 first."
+    "Warning: a package ({}) is code: whoever loads it runs it. Load only files that you made, and"
+    " check their SHA-256 first."
 )
 
 

@@ -16,7 +16,7 @@ def command(parts: tuple[Path, ...], as_json: bool, **options: Any) -> ExitCode:
     """Add up the results that klppo evaluate --rows --out saved of PARTS of one rollout."""
     from klppo_compile.export.totals import Evaluation
 
-    whole = Evaluation.read(parts[0])
+    merged = Evaluation.read(parts[0])
     for part in parts[1:]:
-        whole.merge(Evaluation.read(part))
-    return conclude(whole, f"{len(parts)} parts", as_json=as_json, **options)
+        merged.merge(Evaluation.read(part))
+    return conclude(merged, f"{len(parts)} parts", as_json=as_json, whole=True, **options)

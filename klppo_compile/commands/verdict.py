@@ -123,9 +123,10 @@ def conclude(
     out: Path | None,
     picture: Path | None,
     as_json: bool,
+    whole: bool = False,
     **limits: float | None,
 ) -> ExitCode:
-    """Print, save and draw a result, and judge it."""
+    """Print, save and draw a result, and judge it; `whole` says that it is of all the rows."""
     from klppo_compile.export.gates import judge
     from klppo_compile.export.manifest import write_together
     from klppo_compile.export.report import report, to_json_number
@@ -133,6 +134,8 @@ def conclude(
     numbers = report(evaluation)
     given = {name.replace("_", "-"): x for name, x in limits.items() if x is not None}
     verdicts = judge(numbers, given)
+    for start, stop in evaluation.missing() if whole else ():
+        click.echo(f"Warning: rows {start:,}:{stop:,} of the rollout are in no part.", err=True)
     if out is not None:
         write_together([(out, evaluation.to_json().encode())])
     if picture is not None:
@@ -143,6 +146,7 @@ def conclude(
     if as_json:
         values = {
             "report": {name: to_json_number(x) for name, x in numbers.items()},
+            "ranges": evaluation.ranges,
             "worst_rows": evaluation.totals.kl_worst.rows,
             "gates": [
                 {"gate": v.gate.option, "limit": v.limit, "found": to_json_number(v.found)}
@@ -160,10 +164,11 @@ def conclude(
 
 def print_report(evaluation: "Evaluation", numbers: dict[str, Any], title: str) -> None:
     """The table of a result."""
-    table = Table("number", title=title)
+    ranges = ", ".join(f"{start:,}:{stop:,}" for start, stop in evaluation.ranges)
+    table = Table("number", title=f"{title}, rows {ranges} of {evaluation.rollout_rows:,}")
     table.add_column("value", justify="right")
     for name, x in numbers.items():
         table.add_row(name, f"{x:,}" if isinstance(x, int) else f"{x:.6g}")
     worst = ", ".join(f"{row} ({kl:.3g})" for row, kl in evaluation.totals.kl_worst.rows[:5])
-    table.add_row("rows of largest KL", worst)
     Console().print(table)
+    click.echo(f"Rows of largest KL: {worst or 'none'}")
