@@ -24,17 +24,22 @@ COMMANDS = {
     "merge": "klppo_compile.commands.merge",
     "inspect": "klppo_compile.commands.inspect",
     "doctor": "klppo_compile.commands.doctor",
+    "bench": "klppo_compile.commands.bench",
 }
 """Each command and the module that holds it, as `command`."""
 
 EXTRAS = {
+    "torch": "",
+    "tensordict": "",
     "gymnasium": "train",
     "mujoco": "train",
     "matplotlib": "train",
     "onnx": "export",
     "onnxscript": "export",
+    "torchrl": "perf",
+    "scipy": "perf",
 }
-"""Packages that only some commands need, and the extra that brings them."""
+"""Packages that only some commands need, and the extra that brings them; "" is no extra."""
 
 
 class Rooms(click.Group):
@@ -88,9 +93,10 @@ def _explain(error: Exception) -> ExitCode:
         code, text = error.exit_code, str(error)
     elif missing in EXTRAS:
         code = ExitCode.MISSING
+        extra = f"[{EXTRAS[missing]}]" if EXTRAS[missing] else ""
         text = (
             f"this command needs {missing}, which is not installed."
-            f" Run pip install 'klppo-compile[{EXTRAS[missing]}]'."
+            f" Run pip install 'klppo-compile{extra}'."
         )
     else:
         traceback.print_exception(error)

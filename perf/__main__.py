@@ -1,83 +1,165 @@
-"""`python -m klppo_compile.perf cpu`: measure the loss here."""
+"""`python -m klppo_compile.perf`: measure the loss here, on a CPU or on a GPU."""
 
-import argparse
 import importlib.util
+import os
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
+import click
 from rich.console import Console
 
-from klppo_compile.exit_codes import ExitCode
-from klppo_compile.perf.cpu import WrongAnswerError, measure_workload
-from klppo_compile.perf.machine import result_name, run_header
-from klppo_compile.perf.rows import Row, write_document
-from klppo_compile.perf.table import table_of
-from klppo_compile.perf.workloads import WORKLOADS
+from klppo_compile.exit_codes import (
+    BadInputError,
+    ExitCode,
+    FailedError,
+    MissingRequirementError,
+    RefusalError,
+)
 
 NEEDS_TORCHRL = "The comparison needs torchrl: pip install 'klppo-compile[perf]'"
+NEEDS_TRITON = "This needs Triton: pip install 'klppo-compile[triton]', on Linux"
+CHIPS = ("sm_80", "sm_90", "sm_100")
+OUT = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="A JSON file, or a folder that gets a named one.",
+)
 
 
-def above_0(text: str) -> int:
+def above_0(ctx: click.Context, param: click.Parameter, value: int) -> int:  # noqa: ARG001 - click's signature
     """A positive number of the command line.
 
     Raises:
-        ArgumentTypeError: it is none.
+        BadParameter: it is none.
     """
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"it must be above 0; got {text}")
-    return int(text)
+    if value <= 0:
+        raise click.BadParameter(f"it must be above 0; got {value}")
+    return value
 
 
-def torchrl_is_there() -> bool:
-    """Whether there is something to compare with."""
-    return sys.modules.get("torchrl", ...) is not None and bool(importlib.util.find_spec("torchrl"))
+def require(package: str, text: str) -> None:
+    """Refuse where a package is not installed.
+
+    Raises:
+        MissingRequirementError: it isn't.
+    """
+    if sys.modules.get(package, ...) is None or importlib.util.find_spec(package) is None:
+        raise MissingRequirementError(text)
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line's options."""
-    parser = argparse.ArgumentParser(prog="python -m klppo_compile.perf", description=__doc__)
-    parser.add_argument("suite", choices=["cpu"], help="cpu: the loss on one thread")
-    parser.add_argument("--workload", default="*", help="pattern of workload names, normal/heads/*")
-    parser.add_argument("--rounds", type=above_0, default=200, help="calls of each, at most")
-    parser.add_argument("--seconds", type=above_0, default=20, help="per workload, at most")
-    parser.add_argument("--quick", action="store_true", help="seconds per workload, B <= 4096")
-    parser.add_argument("--out", type=Path, help="a JSON file, or a folder that gets a named one")
-    return parser.parse_args(arguments)
+class Suites(click.Group):
+    """The commands here, and `onnx`, whose module loads torch: only when it is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names."""
+        return [*super().list_commands(ctx), "onnx"]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import the one that lives elsewhere."""
+        if name != "onnx":
+            return super().get_command(ctx, name)
+        from klppo_compile.perf import evaluating
+
+        command: click.Command = evaluating.command
+        return command
+
+
+@click.group(cls=Suites, context_settings={"help_option_names": ["-h", "--help"]}, help=__doc__)
+def group() -> None:
+    """Hold the subcommands."""
+
+
+@group.command()
+@click.option("--workload", default="*", help="Pattern of workload names: 'normal/heads/*'.")
+@click.option("--rounds", type=int, callback=above_0, default=200, help="Calls of each, at most.")
+@click.option("--seconds", type=int, callback=above_0, default=20, help="Per workload, at most.")
+@click.option("--quick", is_flag=True, help="Seconds per workload, B <= 4096.")
+@OUT
+def cpu(workload: str, rounds: int, seconds: int, quick: bool, out: Path | None) -> None:
+    """Time the loss on one thread, beside torchrl's."""
+    from klppo_compile.perf.cpu import WrongAnswerError, measure_workload
+    from klppo_compile.perf.machine import result_name, run_header
+    from klppo_compile.perf.rows import Row, write_document
+    from klppo_compile.perf.table import table_of
+    from klppo_compile.perf.workloads import WORKLOADS
+
+    require("torchrl", NEEDS_TORCHRL)
+    limits = (50, 3) if quick else (rounds, seconds)
+    chosen = [w for w in WORKLOADS if fnmatch(w.name, workload) and not (quick and w.batch > 4096)]
+    if not chosen:
+        names = ", ".join(w.name for w in WORKLOADS)
+        raise BadInputError(
+            f"--workload must match a workload; {workload!r} matches none of {names}"
+        )
+    rows: list[Row] = []
+    console = Console()
+    for one in chosen:
+        try:
+            measured = measure_workload(one, *limits)
+        except WrongAnswerError as error:
+            raise FailedError(f"no speed for a wrong answer: {error}") from error
+        console.print(table_of(one, measured))
+        rows += measured
+    if out is not None:
+        header = run_header("python -m klppo_compile.perf " + " ".join(sys.argv[1:]))
+        path = out if out.suffix == ".json" else out / result_name(header)
+        write_document(path, header, rows)
+        console.print(f"rows written to {path}")
+
+
+@group.command()
+@click.option("--minutes", type=float, default=10.0, show_default=True, help="For all of it.")
+@click.option("--interpret", is_flag=True, help="Tiny sizes on the CPU, to try the suite out.")
+@click.option("--tests/--no-tests", default=True, help="The kernel tests before all else.")
+@click.option(
+    "--checkout",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The folder with tests/, where that isn't this package's own.",
+)
+@OUT
+def gpu(
+    minutes: float, interpret: bool, tests: bool, checkout: Path | None, out: Path | None
+) -> ExitCode:
+    """Test the kernels on a GPU, then time them beside their peers; goes on where it ended."""
+    require("torchrl", NEEDS_TORCHRL)
+    require("triton", NEEDS_TRITON)
+    if interpret:
+        os.environ["TRITON_INTERPRET"] = "1"  # before torch loads Triton
+    from klppo_compile.perf.gpu import run_gpu_suite
+
+    return run_gpu_suite(
+        minutes=minutes, out=out, interpret=interpret, tests=tests, checkout=checkout
+    )
+
+
+@group.command()
+@click.option("--chips", type=click.Choice(CHIPS), multiple=True, default=["sm_90"])
+@click.option("--head", "heads", multiple=True, help="family-columns, as normal-17; several.")
+@click.option("--rows", type=int, callback=above_0, default=1_048_576, show_default=True, help="N.")
+@OUT
+def inductor(chips: tuple[str, ...], heads: tuple[str, ...], rows: int, out: Path | None) -> None:
+    """Read Inductor's kernels for the torch text beside ours, without a GPU."""
+    require("triton", NEEDS_TRITON)
+    from klppo_compile.perf.inductor import show
+
+    show(chips, heads, rows, out, Console())
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write."""
-    options, console = parse(arguments), Console()
-    if not torchrl_is_there():
-        console.print(NEEDS_TORCHRL, markup=False)
-        return ExitCode.MISSING
-    limits = (50, 3) if options.quick else (options.rounds, options.seconds)
-    chosen = [
-        w
-        for w in WORKLOADS
-        if fnmatch(w.name, options.workload) and not (options.quick and w.batch > 4096)
-    ]
-    if not chosen:
-        names = ", ".join(w.name for w in WORKLOADS)
-        pattern = options.workload
-        console.print(f"--workload must match a workload; {pattern!r} matches none of {names}")
+    """Run a subcommand and return its exit code; a refusal is one line."""
+    name = "python -m klppo_compile.perf"
+    try:
+        code = group.main(arguments, prog_name=name, standalone_mode=False)
+    except RefusalError as error:
+        click.echo(f"Error: {error}", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
         return ExitCode.BAD_INPUT
-    rows: list[Row] = []
-    for workload in chosen:
-        try:
-            measured = measure_workload(workload, *limits)
-        except WrongAnswerError as error:
-            console.print(f"[red]no speed for a wrong answer:[/] {error}")
-            return ExitCode.FAILED
-        console.print(table_of(workload, measured))
-        rows += measured
-    if options.out is not None:
-        header = run_header("python -m klppo_compile.perf " + " ".join(arguments or sys.argv[1:]))
-        path = options.out if options.out.suffix == ".json" else options.out / result_name(header)
-        write_document(path, header, rows)
-        console.print(f"rows written to {path}")
-    return ExitCode.GOOD
+    except click.Abort:
+        return ExitCode.INTERRUPTED
+    return int(code or ExitCode.GOOD)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ from klppo_compile.compiling import compile_loss
 from klppo_compile.distributions import FAMILIES
 from klppo_compile.functional import klpen_ppo_loss
 from klppo_compile.loss import KLPENPPOLoss
-from klppo_compile.perf.workloads import PARAMETERS, Problem
+from klppo_compile.perf.workloads import PARAMETERS, Problem, Workload
 from klppo_compile.records import LossConfig, Minibatch, PolicyHead
 
 Answer = tuple[Tensor, tuple[Tensor, ...]]
 Step = Callable[[], Answer]
 Loss = Callable[[TensorDictBase], TensorDictBase]
+Samples = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,14 @@ def step_of(loss: Loss, problem: Problem) -> Step:
 
 
 def mean_kl(problem: Problem) -> float:
-    """KL(old || new) of the workload, by torch's own formula in float64: the KL to aim at."""
+    """KL(old || new) of the workload, by torch's own formula in float64: the KL to aim at.
+
+    Of as many rows as fit in memory with it.
+    """
     kind = problem.actor[-1].distribution_class
-    names = PARAMETERS[problem.workload.family]
+    names, rows = PARAMETERS[problem.workload.family], max(1, 2**24 // problem.workload.width)
     old, new = (
-        kind(**{name: x.double() for name, x in zip(names, side, strict=True)})
+        kind(**{name: x[:rows].double() for name, x in zip(names, side, strict=True)})
         for side in (problem.old, problem.new)
     )
     return torch.distributions.kl_divergence(old, new).mean().item()
@@ -68,10 +72,9 @@ def torchrl_loss(problem: Problem) -> Loss:
     """TorchRL's loss, its KL held in the band: out of it, the compiled loss crashes."""
     from torchrl.objectives import KLPENPPOLoss as TorchRLLoss
 
-    loss: Loss = TorchRLLoss(
-        problem.actor, problem.critic, functional=False, dtarg=mean_kl(problem)
-    ).eval()
-    return loss
+    loss = TorchRLLoss(problem.actor, problem.critic, functional=False, dtarg=mean_kl(problem))
+    module: Loss = loss.to(problem.device).eval()
+    return module
 
 
 def our_loss(problem: Problem) -> KLPENPPOLoss:
@@ -79,35 +82,48 @@ def our_loss(problem: Problem) -> KLPENPPOLoss:
     return KLPENPPOLoss(problem.actor, problem.critic, functional=False, dtarg=mean_kl(problem))
 
 
-def our_function(problem: Problem, compiled: bool) -> Step:
-    """The pure function on tensors."""
-    family = FAMILIES[problem.workload.family]
-    data, old = problem.data, problem.old
-    config = LossConfig(dtarg=mean_kl(problem))
+def samples_of(problem: Problem) -> Samples:
+    """What the pure function reads beside the leaves: old parameters and samples."""
+    names = ("action", "action_log_prob", "advantage", "value_target")
+    return {name: problem.data[name] for name in (*PARAMETERS[problem.workload.family], *names)}
 
-    def losses(beta: Tensor, action: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
-        *new, value = leaves
-        if problem.workload.family == "categorical":
-            action, shape = action.unsqueeze(-1), (-1, 1, problem.workload.width)
-            head = PolicyHead(family, action, (old[0].view(shape),), (new[0].view(shape),))
-        else:
-            head = PolicyHead(family, action, old, tuple(new))
-        batch = Minibatch(
-            (head,),
-            data["action_log_prob"],
-            data["advantage"].squeeze(-1),
-            value.squeeze(-1),
-            data["value_target"].squeeze(-1),
-        )
-        out = klpen_ppo_loss(batch, beta, config)
+
+def minibatch(data: Samples, workload: Workload, leaves: tuple[Tensor, ...]) -> Minibatch:
+    """What the pure function reads: samples, and given heads and values as leaves."""
+    family, (*new, value) = FAMILIES[workload.family], leaves
+    old, action = [data[name] for name in PARAMETERS[workload.family]], data["action"]
+    if workload.family == "categorical":
+        action, shape = action.unsqueeze(-1), (-1, 1, workload.width)
+        old, new = ([x.view(shape) for x in side] for side in (old, new))
+    return Minibatch(
+        (PolicyHead(family, action, tuple(old), tuple(new)),),
+        data["action_log_prob"],
+        data["advantage"].squeeze(-1),
+        value.squeeze(-1),
+        data["value_target"].squeeze(-1),
+    )
+
+
+def pure_losses(problem: Problem, backend: str = "auto") -> Callable[..., tuple[Tensor, ...]]:
+    """Beta, samples and leaves to the losses and all the rest that the pure function returns."""
+    workload, config = problem.workload, LossConfig(dtarg=mean_kl(problem))
+
+    def losses(beta: Tensor, data: Samples, *leaves: Tensor) -> tuple[Tensor, ...]:
+        out = klpen_ppo_loss(minibatch(data, workload, leaves), beta, config, backend)
         results = tuple(getattr(out, f.name) for f in fields(out))
         return tuple(x for x in results if x is not None)
 
+    return losses
+
+
+def our_function(problem: Problem, compiled: bool) -> Step:
+    """The pure function on tensors."""
+    losses = pure_losses(problem)
     function = torch.compile(losses, fullgraph=True) if compiled else losses
-    beta = torch.ones(())
+    beta, samples = torch.ones(()), samples_of(problem)
 
     def step() -> Answer:
-        objective, entropy, critic, *_ = function(beta, data["action"], *problem.leaves)
+        objective, entropy, critic, *_ = function(beta, samples, *problem.leaves)
         total = objective + entropy + critic
         return total.detach(), torch.autograd.grad(total, problem.leaves)
 

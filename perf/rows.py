@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-SCHEMA = "klppo-perf-rows/1"
+SCHEMA = "klppo-perf-rows/2"
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,12 @@ class Row:
         metric: what was measured: "time", "memory rate", "speed over torchrl eager", ...
         unit: of `value`, `low` and `high`.
         value: median over the samples.
-        low, high: 99 % confidence interval of the median.
+        low, high: 99 % confidence interval of the median; the value itself where it is exact.
         samples: how many samples it is the median of.
         better: "lower" or "higher".
+        kind: "exact" (the same in every run), "counted" (instructions) or "timed". Each has a rule
+            of its own for what a regression is.
+        launches: processes that the samples come from: the unit of replication of what is timed.
     """
 
     workload: str
@@ -36,6 +39,8 @@ class Row:
     high: float
     samples: int
     better: str
+    kind: str = "timed"
+    launches: int = 1
 
 
 def write_document(path: Path, run: dict[str, Any], rows: list[Row]) -> None:

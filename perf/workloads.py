@@ -17,7 +17,9 @@ HIDDEN, OBSERVATION = 64, 17
 REGIMES = {
     256: "a small minibatch: the fixed cost of a call decides",
     4096: "a usual minibatch: fixed cost and arithmetic weigh the same",
+    8192: "the tokens of a language model's minibatch: memory decides",
     65536: "a whole rollout at once: arithmetic and memory decide",
+    1048576: "many environments at once on a GPU: memory decides",
 }
 WIDTHS = {"normal": 6, "categorical": 18}
 
@@ -30,26 +32,33 @@ class Workload:
         family: "normal" (6 dimensions, a MuJoCo walker's) or "categorical" (18 actions, Atari's).
         batch: rows.
         networks: whether 2 x 64 networks compute the heads; without them the heads are given.
+        columns: dimensions of the action, or actions, where they are not the family's usual ones.
+        dtype: of the heads' parameters.
     """
 
     family: str
     batch: int
-    networks: bool
+    networks: bool = False
+    columns: int | None = None
+    dtype: str = "float32"
 
     @property
     def name(self) -> str:
         """What the tables and files call it."""
-        return f"{self.family}/{'networks' if self.networks else 'heads'}/{self.batch}"
+        columns = f"-{self.columns}" if self.columns else ""
+        dtype = "" if self.dtype == "float32" else f"-{self.dtype}"
+        head = f"{self.family}{columns}{dtype}"
+        return f"{head}/{'networks' if self.networks else 'heads'}/{self.batch}"
 
     @property
     def regime(self) -> str:
         """What the batch size stands for."""
-        return REGIMES[self.batch]
+        return REGIMES.get(self.batch, "a size to try things out")
 
     @property
     def width(self) -> int:
         """Dimensions of the action, or number of actions."""
-        return WIDTHS[self.family]
+        return self.columns or WIDTHS[self.family]
 
 
 WORKLOADS = tuple(
@@ -79,6 +88,11 @@ class Problem:
     leaves: tuple[Tensor, ...]
     old: tuple[Tensor, ...]
     new: tuple[Tensor, ...]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the data are."""
+        return self.old[0].device
 
     @property
     def minimum_bytes(self) -> int:
@@ -120,12 +134,20 @@ KINDS: dict[str, Callable[..., distributions.Distribution]] = {
 PARAMETERS = {"normal": ("loc", "scale"), "categorical": ("logits",)}
 
 
-def problem(workload: Workload, dtype: torch.dtype = torch.float32) -> Problem:
+def problem(
+    workload: Workload, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Problem:
     """The workload's data and networks, the same at every call but for the dtype they are cast to.
 
-    The new policy is a small step (a KL of about 0.01) from the old.
+    The new policy is a small step (a KL of about 0.01) from the old. In float64 the heads keep the
+    values that they have in the workload's own dtype.
     """
     torch.manual_seed(0)
+    with torch.device(device):
+        return _problem(workload, dtype)
+
+
+def _problem(workload: Workload, dtype: torch.dtype) -> Problem:
     names, data = PARAMETERS[workload.family], TensorDict(batch_size=[workload.batch])
     body: nn.Module
     critic: nn.Module
@@ -140,10 +162,14 @@ def problem(workload: Workload, dtype: torch.dtype = torch.float32) -> Problem:
     with torch.no_grad():
         new = body(*[data[key] for key in policy_keys])
         value = critic(*[data[key] for key in critic_keys])
-    new = new if isinstance(new, tuple) else (new,)
-    old = nearby(workload.family, new)
-    data.update(dict(zip(names, old, strict=True)) | samples(workload.family, old, value))
-    data = data.apply(lambda x: x.to(dtype) if x.is_floating_point() else x)
+    own = getattr(torch, workload.dtype)
+    new = tuple(x.to(own) for x in (new if isinstance(new, tuple) else (new,)))
+    old = tuple(x.to(own) for x in nearby(workload.family, tuple(x.float() for x in new)))
+    exact = tuple(x.float() for x in old)
+    data.update(dict(zip(names, old, strict=True)) | samples(workload.family, exact, value))
+    if not workload.networks:
+        data.update(dict(zip(policy_keys, new, strict=True)))
+    data = data.apply(lambda x: cast(x, dtype))
     body, critic = body.to(dtype), critic.to(dtype)
     leaves = [x.requires_grad_() for key, x in data.items() if key.startswith("given_")]
     return Problem(
@@ -153,8 +179,14 @@ def problem(workload: Workload, dtype: torch.dtype = torch.float32) -> Problem:
         TensorDictModule(critic, critic_keys, ["state_value"]),
         (*leaves, *body.parameters(), *critic.parameters()),
         tuple(data[name] for name in names),
-        tuple(x.to(dtype) for x in new),
+        tuple(cast(x, dtype) for x in new),
     )
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` in `dtype`; integers stay, and so do heads of 16 bits unless they are to be doubled."""
+    stays = not x.is_floating_point() or (x.element_size() == 2 and dtype != torch.float64)
+    return x if stays else x.to(dtype)
 
 
 def policy(family: str, body: nn.Module, keys: list[str]) -> ProbabilisticTensorDictSequential:

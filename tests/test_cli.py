@@ -5,15 +5,21 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
 
 from klppo_compile import __version__, cli
 from klppo_compile.cli import COMMANDS, klppo, run
+from klppo_compile.commands import demo
 from klppo_compile.commands.interrupt import StopRequest
 from klppo_compile.commands.progress import free_folder
 from klppo_compile.exit_codes import CannotError, ExitCode
+from klppo_compile.export import deployment
+from klppo_compile.export.deployment import Deployment
+from klppo_compile.export.gates import GATES as GATES_OF_THE_ROOM
+from klppo_compile.export.gates import Verdict
 from klppo_compile.training.loading import load_run
 from klppo_compile.training.settings import TrainSettings
 
@@ -38,6 +44,13 @@ SURFACE = {
     "merge": f"--json {GATES}",
     "inspect": "--json",
     "doctor": "--json",
+    "bench": "",
+    "bench run": "--out --part --suite --workload",
+    "bench compare": "--accepted --all --json",
+    "bench ab": "--json --launches --minutes --out --workload",
+    "bench calibrate": "--json --minutes --workload",
+    "bench report": "--commit-url --out --results",
+    "bench convert": "--out --to",
 }
 
 
@@ -56,16 +69,25 @@ def in_a_process(*arguments, **options):
 # The surface
 
 
+def commands(group, prefix=""):
+    """Every command below a group, by the words that call it."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        yield prefix + name, command
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{prefix}{name} ")
+
+
 def test_commands_and_options_are_frozen():
-    context = click.Context(klppo)
     surface = {
-        name: {
+        words: {
             flag
-            for parameter in klppo.get_command(context, name).get_params(context)
+            for parameter in command.get_params(click.Context(command))
             for flag in parameter.opts
             if flag.startswith("--")
         }
-        for name in klppo.list_commands(context)
+        for words, command in commands(klppo)
     }
     assert surface == {name: {"--help", *flags.split()} for name, flags in SURFACE.items()}
 
@@ -134,8 +156,26 @@ def test_demo_trains_both_and_prints_a_table(tmp_path, capsys, monkeypatch):
         assert str(tmp_path / f"{env}-seed0") in output
         assert load_run(tmp_path / f"{env}-seed0").config.settings.env == env
         # And what came of it on ONNX Runtime: the largest error, the rows, the gate.
-        assert re.search(rf"{env}-seed0 +│ \d\.\de-\d+ │ 2,048 │ .* passed", output)
+        assert re.search(rf"{env}-seed0 +│ +\d\.\de-\d+ │ 2,048 │ .* passed", output)
         assert (tmp_path / f"{env}-seed0" / "best.onnx.json").is_file()
+
+
+def test_a_demo_whose_gate_fails_fails(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    exported = SimpleNamespace(parity=SimpleNamespace(needed=1e-6))
+    verdict = Verdict(GATES_OF_THE_ROOM[0], 5.0, 7.5, 0, passed=False)
+    done = Deployment(exported, 2048, 1e-4, 0.99, verdict)
+    monkeypatch.setattr(deployment, "deploy", lambda *_: done)
+    result = SimpleNamespace(
+        folder=tmp_path / "run",
+        before=SimpleNamespace(mean=1.0, std=0.0),
+        after=SimpleNamespace(mean=2.0, std=0.0),
+        last=SimpleNamespace(step=10, seconds=1.0),
+        finished=True,
+    )
+    monkeypatch.setattr(demo, "watch", lambda *_: result)
+    assert run(["demo", f"--out={tmp_path}"]) == ExitCode.FAILED
+    assert "7.5 <= 5 FAILED" in capsys.readouterr().out
 
 
 def test_the_default_folder_is_never_one_that_exists(tmp_path):

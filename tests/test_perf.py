@@ -68,20 +68,19 @@ def test_a_wrong_answer_gets_no_speed(family):
 
 def test_a_pattern_that_matches_nothing_is_bad_input(capsys):
     assert main(["cpu", "--workload", "gamma/*"]) == 2
-    assert "matches none of" in capsys.readouterr().out
+    assert "matches none of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--rounds", "--seconds"])
 def test_no_measurement_takes_no_time(option, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(["cpu", option, "0"])
+    assert main(["cpu", option, "0"]) == 2
     assert "must be above 0; got 0" in capsys.readouterr().err
 
 
 def test_a_missing_torchrl_is_said(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torchrl", None)
     assert main(["cpu", "--workload", "normal/heads/256"]) == 4
-    assert "pip install 'klppo-compile[perf]'" in capsys.readouterr().out
+    assert "pip install 'klppo-compile[perf]'" in capsys.readouterr().err
 
 
 def test_results_are_named_by_date_commit_and_machine():

@@ -1,0 +1,149 @@
+"""`klppo bench ab` and `klppo bench calibrate`: two revisions, interleaved on this machine."""
+
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from klppo_compile.commands.bench_run import progress, require_place
+from klppo_compile.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from klppo_compile.perf.rows import Row
+
+workload_option = click.option(
+    "--workload",
+    metavar="PATTERN",
+    help="Only workloads of this name, normal/heads/*.  [default: the gate's two]",
+)
+minutes_option = click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="Time for all of it; it ends early once it is decided.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+out_option = click.option(
+    "--out", type=click.Path(path_type=Path), help="A .json file for the rows, or a folder."
+)
+
+
+@click.command()
+@click.argument("rev_a")
+@click.argument("rev_b")
+@workload_option
+@minutes_option
+@click.option(
+    "--launches",
+    type=click.IntRange(min=3),
+    help="Launches of the screen, and of a confirmation.  [default: as many as decide]",
+)
+@json_option
+@out_option
+def ab(
+    rev_a: str,
+    rev_b: str,
+    workload: str | None,
+    minutes: float,
+    launches: int | None,
+    as_json: bool,
+    out: Path | None,
+) -> ExitCode:
+    """Measure revision REV_B against REV_A, both on this machine, call by call in turns.
+
+    A revision is what git knows, or . for the working tree. Exact metrics come first; where one is
+    worse, nothing is timed. Ends with 1 for a regression that a second set of launches confirmed,
+    with 3 where the machine is too noisy to tell.
+    """
+    from klppo_compile.perf.ab_run import compare_revisions
+    from klppo_compile.perf.comparing_table import conclusion, findings_table
+    from klppo_compile.perf.findings import exit_code
+
+    if out is not None:
+        require_place(out)
+    with progress() as tell, tempfile.TemporaryDirectory(prefix="klppo-ab-") as folder:
+        result = compare_revisions(rev_a, rev_b, workload, minutes, launches, Path(folder), tell)
+    code = exit_code(result.findings)
+    if out is not None:
+        write(out, f"klppo bench ab {rev_a} {rev_b}", result.rows)
+    if as_json:
+        text = {
+            "base": result.base,
+            "new": result.new,
+            "verdict": conclusion(result.findings),
+            "exit_code": int(code),
+            "notes": result.notes,
+            "findings": [without_nan(asdict(finding)) for finding in result.findings],
+        }
+        click.echo(json.dumps(text, indent=1, ensure_ascii=False, default=str))
+        return code
+    console = Console()
+    for kinds, everything in ((("exact",), False), (("timed",), True)):
+        table = findings_table((f for f in result.findings if f.kind in kinds), everything)
+        if table.row_count:
+            console.print(table)
+    for note in result.notes:
+        console.print(note, soft_wrap=True, highlight=False)
+    words = conclusion(result.findings).split(" Times:")[0]
+    console.print(f"{result.new} against {result.base}: {words}", soft_wrap=True, highlight=False)
+    return code
+
+
+@click.command()
+@workload_option
+@minutes_option
+@json_option
+def calibrate(workload: str | None, minutes: float, as_json: bool) -> ExitCode:
+    """Measure the working tree against itself: the noise here, and the least slowdown that shows.
+
+    It takes all of its minutes.
+    """
+    from klppo_compile.perf.ab_run import calibrate as measure
+
+    with progress() as tell, tempfile.TemporaryDirectory(prefix="klppo-ab-") as folder:
+        found, _ = measure(workload, minutes, Path(folder), tell)
+    if as_json:
+        click.echo(json.dumps([asdict(noise) for noise in found], indent=1))
+        return ExitCode.GOOD
+    table = Table("workload")
+    for name in (
+        "forward and backward",
+        "the same again",
+        "spread of a launch",
+        "launches",
+        "smallest slowdown that shows",
+    ):
+        table.add_column(name, justify="right")
+    for noise in found:
+        table.add_row(
+            noise.workload,
+            f"{1e6 * noise.seconds:,.0f} us",
+            f"{noise.mean:+.2%} [{noise.low:+.1%}, {noise.high:+.1%}]",
+            f"{noise.spread:.2%}",
+            str(noise.launches),
+            f"{noise.visible:.1%}",
+        )
+    Console().print(table)
+    return ExitCode.GOOD
+
+
+def without_nan(values: dict[str, Any]) -> dict[str, Any]:
+    """Null for a number that there is none of: NaN is no JSON."""
+    return {name: None if x != x else x for name, x in values.items()}  # noqa: PLR0124
+
+
+def write(out: Path, command: str, rows: "list[Row]") -> None:
+    """Write what was measured of the new side as a result file."""
+    from klppo_compile.perf.machine import result_name, run_header
+    from klppo_compile.perf.rows import write_document
+
+    header = run_header(command)
+    path = out if out.suffix == ".json" else out / result_name(header)
+    write_document(path, header, rows)
+    click.echo(f"{len(rows)} rows written to {path}", err=True)

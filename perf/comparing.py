@@ -1,0 +1,156 @@
+"""Rows of two runs against each other: three kinds of metric, three rules.
+
+Exact: any change is an event, and one for the worse fails unless it was accepted with a reason.
+Counted: fails above +0.5 %. Timed: two runs that were not interleaved prove nothing, so a slowdown
+that shows is a case for `klppo bench ab`, never a verdict.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from statistics import NormalDist
+
+from klppo_compile.perf.accepting import Accepted
+from klppo_compile.perf.findings import Finding, Verdict
+from klppo_compile.perf.rows import Row
+
+COUNTED_MARGIN, TIMED_MARGIN = 0.005, 0.01
+OURS, PEERS = "our", "torchrl"
+"""Begin of our names; and of theirs who are measured beside us: told of, not judged."""
+RATIOS = ("speed over torchrl eager",)
+"""Timed metrics that two runs can be compared by, for torchrl was measured within each."""
+LAUNCH_SPREAD = 0.03
+"""Standard deviation of the logarithm of such a ratio between launches."""
+CHIPS = ("sm_80", "sm_90", "sm_100", "gfx942")
+"""Providers of kernels that were compiled for a GPU and not run."""
+BY_TYPE = "ONNX nodes, "
+"""Begin of the names of counts that are 0 where they are absent."""
+Z99 = NormalDist().inv_cdf(0.995)
+
+
+def compare_rows(
+    base: Sequence[Row], new: Sequence[Row], accepted: Iterable[Accepted] = ()
+) -> list[Finding]:
+    """Judge every metric of the workloads and providers that both sides have.
+
+    What one side lacks of them is named: gone, it can't be told; added, there is nothing to compare
+    with. Absolute times are not compared: they drift by more than any change that matters.
+    """
+    decisions = list(accepted)
+    before, after = (
+        {(r.workload, r.provider, r.metric): r for r in rows if compared(r)} for rows in (base, new)
+    )
+    common = {key[:2] for key in before} & {key[:2] for key in after}
+    return [
+        judge(before.get(key), after.get(key), decisions)
+        for key in dict.fromkeys((*before, *after))
+        if key[:2] in common
+    ]
+
+
+def compared(row: Row) -> bool:
+    """Whether two runs can be compared by this row."""
+    return row.kind != "timed" or (row.metric in RATIOS and row.provider.startswith(OURS))
+
+
+def judge(base: Row | None, new: Row | None, accepted: list[Accepted]) -> Finding:
+    """One metric, by the rule of its kind; one side may lack it."""
+    row = new or base
+    assert row is not None
+    if row.metric.startswith(BY_TYPE):
+        base, new = (side or replace(row, value=0.0, low=0.0, high=0.0) for side in (base, new))
+    if base is None:
+        return finding(row, None, row.value, Verdict.SAME, "new: nothing to compare with")
+    if new is None:
+        reason = "the new side does not measure it any more"
+        return finding(row, row.value, None, Verdict.UNDECIDED, reason)
+    rules = {"exact": exact, "counted": counted, "timed": timed}
+    found = rules[row.kind](base, new)
+    if row.provider.startswith(PEERS) and found.verdict is Verdict.REGRESSION:
+        return replace(found, verdict=Verdict.ACCEPTED, reason=f"{PEERS}'s own: told, not judged")
+    decision = decision_on(found, accepted)
+    if decision is None:
+        return found
+    return replace(found, verdict=Verdict.ACCEPTED, reason=f"accepted: {decision.reason}")
+
+
+def decision_on(found: Finding, accepted: list[Accepted]) -> Accepted | None:
+    """What was decided on an exact regression, if anything was."""
+    if found.kind != "exact" or found.verdict is not Verdict.REGRESSION:
+        return None
+    wanted = (found.metric, found.workload, found.base, found.new)
+    return next((x for x in accepted if (x.metric, x.workload, x.old, x.new) == wanted), None)
+
+
+def exact(base: Row, new: Row) -> Finding:
+    """Any change is an event."""
+    if base.value == new.value:
+        return finding(new, base.value, new.value, Verdict.SAME, "exactly the same")
+    verdict, word = (
+        (Verdict.REGRESSION, "worse") if loss_of(base, new) > 0 else (Verdict.IMPROVEMENT, "better")
+    )
+    step = new.value - base.value
+    return finding(new, base.value, new.value, verdict, f"exact: {step:+,g} is {word}")
+
+
+def counted(base: Row, new: Row) -> Finding:
+    """More than 0.5 % is a change: five times the spread of counting the same again."""
+    change = loss_of(base, new)
+    verdict, word = Verdict.SAME, "within"
+    if change > COUNTED_MARGIN:
+        verdict, word = Verdict.REGRESSION, "above"
+    elif change < -COUNTED_MARGIN:
+        verdict, word = Verdict.IMPROVEMENT, "below"
+    margin = f"{COUNTED_MARGIN:.1%}"
+    limit = {"within": f"±{margin}", "above": f"+{margin}", "below": f"−{margin}"}[word]
+    return finding(new, base.value, new.value, verdict, f"counted: {word} {limit}")
+
+
+def timed(base: Row, new: Row) -> Finding:
+    """A ratio's change with its interval: that of each median, and of launches, together.
+
+    A slowdown beyond doubt is undecided all the same, for there is no fresh confirmation.
+    """
+    sign = 1 if new.better == "lower" else -1
+    change = sign * math.log(new.value / base.value)
+    parts = [math.log(row.high / row.low) / 2 for row in (base, new)]
+    parts += [Z99 * LAUNCH_SPREAD / row.launches**0.5 for row in (base, new)]
+    reach = math.hypot(*parts)
+    verdict = Verdict.SAME
+    reason = f"no change beyond ±{math.expm1(reach):.1%}, the least that two runs apart can show"
+    if change - reach > math.log1p(TIMED_MARGIN):
+        verdict = Verdict.UNDECIDED
+        reason = "slower, but runs apart confirm nothing: ask `klppo bench ab`"
+    elif change + reach < -math.log1p(TIMED_MARGIN):
+        verdict, reason = Verdict.IMPROVEMENT, "faster by more than two runs apart differ"
+    bounds = sorted(math.expm1(sign * change + x) for x in (-reach, reach))
+    return replace(
+        finding(new, base.value, new.value, verdict, reason), low=bounds[0], high=bounds[1]
+    )
+
+
+def loss_of(base: Row, new: Row) -> float:
+    """How much worse the new value is, as a part of the base: above 0 is worse."""
+    step = new.value - base.value if new.better == "lower" else base.value - new.value
+    return step / abs(base.value) if base.value else math.copysign(math.inf, step) if step else 0.0
+
+
+def finding(
+    row: Row, base: float | None, new: float | None, verdict: Verdict, reason: str
+) -> Finding:
+    """A finding whose change has no noise; no ratio to 0 or to nothing."""
+    change = new / base - 1 if base and new is not None else math.nan
+    return Finding(
+        row.workload,
+        row.provider,
+        row.metric,
+        row.kind,
+        row.unit,
+        base,
+        new,
+        change,
+        change,
+        change,
+        verdict,
+        reason,
+    )

@@ -1,0 +1,147 @@
+"""Two result files: what of them can be compared at all, and what is only told."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from klppo_compile.exit_codes import BadInputError
+from klppo_compile.perf.accepting import Accepted
+from klppo_compile.perf.comparing import CHIPS, compare_rows, compared
+from klppo_compile.perf.findings import Finding, Verdict
+from klppo_compile.perf.machine import machine_class
+from klppo_compile.perf.rows import Row, read_document
+
+
+class Need(NamedTuple):
+    """Rows, and what must be the same on both sides for their numbers to mean the same."""
+
+    rows: str
+    are: Callable[[Row], bool]
+    same: tuple[str, ...]
+
+
+NEEDS = (
+    Need("exact and counted rows", lambda row: row.kind != "timed", ("torch", "tensordict")),
+    Need("kernels' rows", lambda row: row.provider in CHIPS, ("triton",)),
+    Need("ONNX rows", lambda row: row.metric.startswith("ONNX"), ("onnx", "onnxscript")),
+    Need("counted rows", lambda row: row.kind == "counted", ("compiler", "valgrind")),
+    Need("timed rows", lambda row: row.kind == "timed", ("machine class", "torchrl")),
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A result file: its name, its head and its rows."""
+
+    name: str
+    run: dict[str, Any]
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two documents say of each other.
+
+    Attributes:
+        findings: one per metric that was compared.
+        notes: what was not, and why, a sentence each.
+    """
+
+    findings: list[Finding]
+    notes: list[str] = field(default_factory=list)
+
+
+def open_document(path: Path) -> Document:
+    """Read a result file.
+
+    Raises:
+        BadInputError: there is none, it is cut short, of another schema, or doesn't say where it
+            was measured.
+    """
+    try:
+        run, rows = read_document(path)
+        machine_class(run["machine"])
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInputError(f"{path} must be a result file; it can't be read: {error}.") from error
+    except ValueError as error:
+        raise BadInputError(str(error)) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadInputError(
+            f"{path.name} must hold a run with its machine, and rows; something is missing or has"
+            f" another shape: {error}. Measure again."
+        ) from error
+    return Document(path.name, run, rows)
+
+
+def compare_documents(
+    base: Document, new: Document, accepted: Iterable[Accepted] = ()
+) -> Comparison:
+    """Compare what the machines and versions of two runs allow.
+
+    A workload that only one run has is named; where both say that they ran the same suite, one that
+    is gone can't be told.
+
+    Raises:
+        BadInputError: nothing is left to compare.
+    """
+    refused = [
+        (need, differences)
+        for need in NEEDS
+        if any(need.are(row) for x in (base, new) for row in x.rows if compared(row))
+        and (differences := differing(need.same, base, new))
+    ]
+    notes = [f"{need.rows} are not compared: {'; '.join(told)}." for need, told in refused]
+    before, after = (
+        [r for r in x.rows if compared(r) and not any(need.are(r) for need, _ in refused)]
+        for x in (base, new)
+    )
+    findings = compare_rows(before, after, accepted)
+    if not findings:
+        why = " ".join(notes) or "they have no metric of a workload and provider in common."
+        raise BadInputError(f"{base.name} and {new.name} can't be compared: {why}")
+    gone, added = only_first(before, after), only_first(after, before)
+    suite = base.run.get("suite")
+    if suite is not None and suite == new.run.get("suite"):
+        findings += [lost(*key) for key in gone]
+        gone = []
+    for name, keys in ((base.name, gone), (new.name, added)):
+        if keys:
+            notes.append(f"only in {name}: {', '.join(f'{w} ({p}, {k})' for w, p, k in keys)}.")
+    return Comparison(findings, notes)
+
+
+def differing(names: Iterable[str], base: Document, new: Document) -> list[str]:
+    """What both sides say and say differently, in words."""
+    said = [
+        x.run["machine"] | {"machine class": machine_class(x.run["machine"])} for x in (base, new)
+    ]
+    pairs = [(name, *(side.get(name) for side in said)) for name in names]
+    return [f"{name} is {a} and {b}" for name, a, b in pairs if a and b and a != b]
+
+
+def only_first(first: list[Row], second: list[Row]) -> list[tuple[str, str, str]]:
+    """Workload, provider and kind of what only the first has."""
+    keys = [
+        dict.fromkeys((r.workload, r.provider, r.kind) for r in rows) for rows in (first, second)
+    ]
+    return [key for key in keys[0] if key not in keys[1]]
+
+
+def lost(workload: str, provider: str, kind: str) -> Finding:
+    """What the new run of the same suite should have and hasn't."""
+    return Finding(
+        workload,
+        provider,
+        "all",
+        kind,
+        "",
+        None,
+        None,
+        math.nan,
+        math.nan,
+        math.nan,
+        Verdict.UNDECIDED,
+        "the new run of the same suite does not measure it",
+    )

@@ -1,0 +1,211 @@
+"""The history: a folder of result files, one per run, as series that may be compared.
+
+A series is one metric of one workload and provider on one class of machine; runs of different
+classes never meet in one. A file that can't be taken is named and refused, and the whole folder
+with it: a page that left out a run would show a history that wasn't.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from klppo_compile.exit_codes import BadInputError
+from klppo_compile.perf.change_points import LEAST_STEP, ChangePoint, change_points
+from klppo_compile.perf.machine import machine_class
+from klppo_compile.perf.rows import Row, read_document
+
+KINDS = ("exact", "counted", "timed")
+BETTER = ("lower", "higher")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One result file.
+
+    Attributes:
+        file: its name.
+        date: when it was measured; a date without a time zone is taken as local.
+        commit: of the package measured, with -dirty where files differed from it.
+        machine_class: what it may be compared with.
+        header: all that the file says about the run.
+        rows: its numbers.
+    """
+
+    file: str
+    date: datetime
+    commit: str
+    machine_class: str
+    header: dict[str, Any]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One metric over the runs of one class of machine, oldest first.
+
+    Attributes:
+        machine_class: of all its runs.
+        runs, rows: the runs that have the metric, and what each measured.
+    """
+
+    machine_class: str
+    runs: tuple[Run, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def latest(self) -> Row:
+        """The newest row; its names are those of the series."""
+        return self.rows[-1]
+
+    @property
+    def values(self) -> list[float]:
+        """What each run measured."""
+        return [row.value for row in self.rows]
+
+    @cached_property
+    def changes(self) -> list[ChangePoint]:
+        """Where its level changed."""
+        return change_points(self.values, self.latest.kind)
+
+    @property
+    def level(self) -> float:
+        """What it is now, without a run's noise where its level is known."""
+        return self.changes[-1].after if self.changes else self.latest.value
+
+    @property
+    def first_level(self) -> float:
+        """What it was at first."""
+        return self.changes[0].before if self.changes else self.latest.value
+
+    def lead(self, x: float, y: float) -> float:
+        """How far x is ahead of y, as a fraction of the smaller of the two; below 0 where behind.
+
+        Infinite where one of the two is 0 or they differ in sign.
+        """
+        if x == y:
+            return 0.0
+        smaller, larger = sorted((abs(x), abs(y)))
+        size = larger / smaller - 1 if smaller and x * y > 0 else math.inf
+        return size if (x < y) == (self.latest.better == "lower") else -size
+
+    def is_worse(self, before: float, after: float) -> bool:
+        """Whether going from `before` to `after` is a step back."""
+        return self.lead(before, after) > 0
+
+    @property
+    def setback(self) -> float:
+        """How far its level now is behind the best it has had: its severity.
+
+        0 where it is at its best, so a step back that was made good again has none; 0 too where
+        what is left of one is below the least step that counts as a change.
+        """
+        levels = [self.first_level, *(point.after for point in self.changes)]
+        behind = max(self.lead(level, self.level) for level in levels)
+        return behind if behind >= LEAST_STEP.get(self.latest.kind, 0.0) else 0.0
+
+    @property
+    def state(self) -> str:
+        """`worse` than it has been, `better` than at first, or the `same`."""
+        if self.setback > 0:
+            return "worse"
+        gain = self.lead(self.level, self.first_level)
+        return "better" if gain > LEAST_STEP.get(self.latest.kind, 0.0) else "same"
+
+
+def read_history(folder: Path) -> list[Run]:
+    """The runs of a folder's JSON files, oldest first.
+
+    Raises:
+        BadInputError: there is none, or a file can't be taken; every such file is named.
+    """
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        what = "has no .json file" if folder.is_dir() else "is not a folder"
+        raise BadInputError(
+            f"A history is a folder of result files; {folder} {what}."
+            " Write one: klppo bench run --out FILE."
+        )
+    runs, faults = [], []
+    for file in files:
+        try:
+            runs.append(read_run(file))
+        except BadInputError as error:
+            faults.append(str(error))
+    if faults:
+        raise BadInputError(
+            "\n".join([*faults, "Mend these files or take them out of the folder."])
+        )
+    return sorted(runs, key=lambda run: (run.date.timestamp(), run.file))
+
+
+def read_run(file: Path) -> Run:
+    """One result file, checked.
+
+    Raises:
+        BadInputError: it is broken, of another schema, or lacks what a series needs.
+    """
+    try:
+        header, rows = read_document(file)
+        check_rows(rows)
+        run = Run(
+            file.name,
+            datetime.fromisoformat(header["date"]),
+            str(header["commit"]),
+            machine_class(header["machine"]),
+            header,
+            tuple(rows),
+        )
+    except (OSError, ValueError) as error:
+        text = str(error)
+        raise BadInputError(text if file.name in text else f"{file.name}: {text}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise BadInputError(
+            f"{file.name} must have a run with date, commit and machine, and rows with the columns"
+            f" of Row; got {type(error).__name__}: {error}. Measure again with this version."
+        ) from error
+    return run
+
+
+def check_rows(rows: Iterable[Row]) -> None:
+    """Names, kinds and numbers of rows.
+
+    Raises:
+        ValueError: a row can't be part of a series.
+    """
+    seen = set()
+    for row in rows:
+        key = (row.workload, row.provider, row.metric)
+        name = " · ".join(map(str, key))
+        if not all(isinstance(text, str) for text in (*key, row.unit)):
+            raise ValueError(f"workload, provider, metric and unit must be text; got {name}.")
+        numbers = (row.value, row.low, row.high)
+        if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers):
+            raise ValueError(f"value, low and high must be finite numbers; {name} has {numbers}.")
+        if row.kind not in KINDS or row.better not in BETTER:
+            raise ValueError(
+                f"kind must be one of {KINDS} and better one of {BETTER}; {name} has"
+                f" {row.kind!r} and {row.better!r}."
+            )
+        if key in seen:
+            raise ValueError(f"a run measures a metric once; {name} is there twice.")
+        seen.add(key)
+
+
+def series_of(runs: Iterable[Run]) -> list[Series]:
+    """The series of a history, in the order in which their names come up.
+
+    A metric whose unit changed begins anew: numbers of two units are not compared.
+    """
+    found: dict[tuple[str, ...], list[tuple[Run, Row]]] = {}
+    for run in runs:
+        for row in run.rows:
+            key = (run.machine_class, row.workload, row.provider, row.metric, row.unit)
+            found.setdefault(key, []).append((run, row))
+    return [
+        Series(key[0], tuple(run for run, _ in points), tuple(row for _, row in points))
+        for key, points in found.items()
+    ]

@@ -1,0 +1,102 @@
+"""What the page is made of: records of plain values, in the order in which it shows them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from klppo_compile.perf.history import Run, Series
+from klppo_compile.perf.page_words import Commit
+
+
+@dataclass(frozen=True)
+class Move:
+    """One metric at one change of level.
+
+    Attributes:
+        metric, kind: as in `Row`.
+        text: from which level to which, and by how much.
+        worse: whether that is the bad direction.
+    """
+
+    metric: str
+    kind: str
+    text: str
+    worse: bool
+
+
+@dataclass(frozen=True)
+class Event:
+    """All changes of one workload and provider that began with the same run.
+
+    Attributes:
+        workload, provider: whose.
+        commit: of the first run at the new levels.
+        before: the commit of the run before it: what is to blame lies after that one.
+        runs: how many runs have been at the new level; 1 may still be an accident.
+        moves: the metrics.
+        state: the worst state of them now.
+        setback: the largest setback of them now.
+    """
+
+    workload: str
+    provider: str
+    commit: Commit
+    before: Commit
+    runs: int
+    moves: tuple[Move, ...]
+    state: str
+    setback: float
+
+
+@dataclass(frozen=True)
+class Card:
+    """All of one workload and provider that has noise.
+
+    Attributes:
+        facts: its ratios and its distance to the floor, the newest: metric and text.
+        charts: what the script draws, one for each metric.
+        cells: its newest numbers, one for each metric of the section: text and hover.
+        names: the commits of its change points.
+        state, setback: of its worst series.
+    """
+
+    workload: str
+    provider: str
+    facts: tuple[tuple[str, str], ...]
+    charts: tuple[dict[str, Any], ...]
+    cells: tuple[tuple[str, str], ...]
+    names: str
+    state: str
+    setback: float
+
+
+@dataclass(frozen=True)
+class ExactRow:
+    """One exact metric: its first and last value, and each change with the commit that made it."""
+
+    series: Series
+    first: str
+    last: str
+    changes: tuple[tuple[str, Commit], ...]
+    names: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """All of one class of machine.
+
+    Attributes:
+        machine_class: its name.
+        about: the newest run's machine and versions, in words.
+        runs: oldest first, each with its commit.
+        metrics: the columns of the cards' cells.
+    """
+
+    machine_class: str
+    about: str
+    runs: tuple[tuple[Run, Commit], ...]
+    counts: dict[str, int]
+    events: tuple[Event, ...]
+    cards: tuple[Card, ...]
+    exact: tuple[ExactRow, ...]
+    metrics: tuple[str, ...]

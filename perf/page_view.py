@@ -1,0 +1,180 @@
+"""What the page shows: from series to sections, cards, lists and tables, all of it plain values.
+
+Nothing here knows HTML; `page_file.py` writes it. Every list puts what is worst first.
+"""
+
+from collections.abc import Iterable
+from statistics import median
+from typing import Any
+
+from klppo_compile.perf.change_points import ChangePoint, relative_noise
+from klppo_compile.perf.history import Run, Series, series_of
+from klppo_compile.perf.page_records import Card, Event, ExactRow, Move, Section
+from klppo_compile.perf.page_words import (
+    Commit,
+    commit_of,
+    describe,
+    move_text,
+    number,
+    percent,
+    title_of,
+)
+
+# Half of the band in which 99 % of the runs at one level lie, in standard deviations.
+BAND = 2.576
+STATES = ("worse", "better", "same")
+
+
+def sections(runs: Iterable[Run], commit_url: str | None = None) -> list[Section]:
+    """A history by class of machine, the one measured last first."""
+    runs = list(runs)
+    of_machine: dict[str, list[Run]] = {}
+    for run in reversed(runs):
+        of_machine.setdefault(run.machine_class, []).insert(0, run)
+    return [section(its, commit_url) for its in of_machine.values()]
+
+
+def section(runs: list[Run], base: str | None) -> Section:
+    """One class of machine."""
+    every = series_of(runs)
+    telling = [one for one in every if not is_trivial(one)]
+    moving = [one for one in every if one.latest.kind != "exact"]
+    exact = [one for one in every if one.latest.kind == "exact"]
+    commits = {run: commit_of(run, base) for run in runs}
+    metrics = tuple(dict.fromkeys(title_of(one.latest) for one in moving))
+    return Section(
+        runs[-1].machine_class,
+        describe(runs[-1]),
+        tuple(commits.items()),
+        {state: sum(one.state == state for one in telling) for state in STATES},
+        tuple(events(telling, commits)),
+        tuple(cards(moving, metrics, commits)),
+        tuple(exact_row(one, commits) for one in worst_first(exact)),
+        metrics,
+    )
+
+
+def is_trivial(series: Series) -> bool:
+    """Whether it is a contender's ratio to itself, which is 1 in every run."""
+    return all(row.unit == "x" and row.low == row.value == row.high == 1 for row in series.rows)
+
+
+def worst_first(series: Iterable[Series]) -> list[Series]:
+    """By setback, then what changed, then as they came."""
+    return sorted(series, key=lambda one: (-one.setback, -bool(one.changes)))
+
+
+def events(series: list[Series], commits: dict[Run, Commit]) -> list[Event]:
+    """Every change of level, those of one workload, provider and run together."""
+    together: dict[tuple[str, str, Run], list[tuple[Series, ChangePoint]]] = {}
+    for one in worst_first(series):
+        for point in one.changes:
+            key = (one.latest.workload, one.latest.provider, one.runs[point.index])
+            together.setdefault(key, []).append((one, point))
+    found = []
+    for (workload, provider, run), parts in together.items():
+        one, point = parts[0]
+        moves = tuple(
+            Move(s.latest.metric, s.latest.kind, move_text(s, p), s.is_worse(p.before, p.after))
+            for s, p in parts
+        )
+        before = commits[one.runs[point.index - 1]]
+        seen = len(one.runs) - point.index
+        state = min((s.state for s, _ in parts), key=STATES.index)
+        setback = max(s.setback for s, _ in parts)
+        event = Event(workload, provider, commits[run], before, seen, moves, state, setback)
+        found.append((run.date.timestamp(), event))
+    order = sorted(found, key=lambda pair: (-pair[1].setback, -pair[0]))
+    return [event for _, event in order]
+
+
+def cards(series: list[Series], metrics: tuple[str, ...], runs: dict[Run, Commit]) -> list[Card]:
+    """Every workload and provider, worst first."""
+    index = {run: i for i, run in enumerate(runs)}
+    groups: dict[tuple[str, str], list[Series]] = {}
+    for one in series:
+        groups.setdefault((one.latest.workload, one.latest.provider), []).append(one)
+    found = []
+    for (workload, provider), its in groups.items():
+        telling = worst_first(one for one in its if not is_trivial(one))
+        cells = {title_of(one.latest): cell(one) for one in its}
+        card = Card(
+            workload,
+            provider,
+            tuple((s.latest.metric, f"{cell(s)[0]}×") for s in telling if s.latest.unit == "x"),
+            tuple(chart(one, index) for one in telling),
+            tuple(cells.get(metric, ("", "")) for metric in metrics),
+            names_of(its),
+            min((one.state for one in its), key=STATES.index),
+            max(one.setback for one in its),
+        )
+        found.append(card)
+    return sorted(found, key=lambda card: (-card.setback, STATES.index(card.state)))
+
+
+def cell(series: Series) -> tuple[str, str]:
+    """Its newest number, and how far to trust it."""
+    row = series.latest
+    interval = f"99 % interval {number(row.low)} to {number(row.high)}, {row.samples} samples"
+    return number(row.value), f"{interval}, at {series.runs[-1].commit}"
+
+
+def names_of(series: Iterable[Series]) -> str:
+    """The commits of all their change points."""
+    names = (one.runs[point.index].commit for one in series for point in one.changes)
+    return " ".join(dict.fromkeys(names))
+
+
+def chart(series: Series, index: dict[Run, int]) -> dict[str, Any]:
+    """What the script draws of a series; its keys are short because there are many.
+
+    `r` are the indices of its runs among the section's, `v`, `l` and `h` its values and their
+    intervals, `c` the change points as first run, level before and after, text and whether worse,
+    `y` the level where there is no change point, `n` half of the noise band as a fraction.
+    """
+    values = series.values
+    residuals = values if not series.changes else detrended(series)
+    return {
+        "m": series.latest.metric,
+        "u": series.latest.unit,
+        "r": [index[run] for run in series.runs],
+        "v": [short(x, 5) for x in values],
+        "l": [short(row.low, 5) for row in series.rows],
+        "h": [short(row.high, 5) for row in series.rows],
+        "c": [
+            [
+                point.index,
+                short(point.before, 5),
+                short(point.after, 5),
+                percent(point.change),
+                int(series.is_worse(point.before, point.after)),
+            ]
+            for point in series.changes
+        ],
+        "y": short(median(values), 5),
+        "n": short(BAND * relative_noise(residuals), 2),
+    }
+
+
+def detrended(series: Series) -> list[float]:
+    """Its values over the level that each is at, so that steps don't count as noise."""
+    found, level = [], series.changes[0].before
+    at = {point.index: point.after for point in series.changes}
+    for i, x in enumerate(series.values):
+        level = at.get(i, level)
+        found.append(x / level if level else x)
+    return found
+
+
+def short(x: float, digits: int) -> float:
+    """A number cut to so many digits: a page has tens of thousands of them."""
+    return float(f"{x:.{digits}g}")
+
+
+def exact_row(series: Series, commits: dict[Run, Commit]) -> ExactRow:
+    """A line of the diff table."""
+    changes = tuple(
+        (move_text(series, point), commits[series.runs[point.index]]) for point in series.changes
+    )
+    first, last = number(series.values[0]), number(series.values[-1])
+    return ExactRow(series, first, last, changes, names_of([series]), series.state)

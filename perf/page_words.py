@@ -1,0 +1,54 @@
+"""How the page says things: numbers, changes, commits and machines as text."""
+
+import math
+import re
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from klppo_compile.perf.change_points import ChangePoint
+from klppo_compile.perf.history import Run, Series
+from klppo_compile.perf.rows import Row
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A run's commit: its name, a link to it where one can be made, and what to say on hover."""
+
+    name: str
+    url: str | None
+    about: str
+
+
+def number(x: float) -> str:
+    """A number to read: four digits at least, all of a whole one."""
+    return f"{x:,.0f}" if abs(x) >= 1000 or x == round(x) else f"{x:.4g}"
+
+
+def percent(change: float) -> str:
+    """A change with its sign; nothing where it has no size."""
+    return f"{100 * change:+.1f} %" if math.isfinite(change) else "new"
+
+
+def describe(run: Run) -> str:
+    """A run's machine and versions in words."""
+    facts = run.header["machine"]
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def commit_of(run: Run, base: str | None) -> Commit:
+    """A run's commit; `base` and its hash make the link."""
+    found = re.fullmatch(r"([0-9a-fA-F]{7,40})(-dirty)?", run.commit)
+    url = base + quote(found[1]) if base and found else None
+    about = f"{run.date:%Y-%m-%d %H:%M}, {describe(run)}"
+    return Commit(run.commit, url, about)
+
+
+def move_text(series: Series, point: ChangePoint) -> str:
+    """`+8.0 % (123 → 133 us)`."""
+    levels = f"{number(point.before)} → {number(point.after)} {series.latest.unit}".strip()
+    return f"{percent(point.change)} ({levels})" if math.isfinite(point.change) else levels
+
+
+def title_of(row: Row) -> str:
+    """A column's title: the metric and its unit."""
+    return f"{row.metric}, {row.unit}" if row.unit not in {"", "x"} else row.metric

@@ -1,0 +1,163 @@
+"""Revisions of the package laid apart, so that two of them can run side by side.
+
+A revision's package is copied under a name of its own, by its text: operators and their namespace,
+imports and logger follow. Entries of sys.modules swapped about would not do: dynamo keeps what it
+compiled by the module's name, and B would run A's code without an error. The measuring room is this
+checkout's on every side, so that what is compared is measured by one text.
+"""
+
+import io
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from klppo_compile.exit_codes import BadInputError, MissingRequirementError
+
+PACKAGE = "klppo_compile"
+# As long as the package's own name: no line of a copy is longer than the original's.
+ALIASES = {
+    "base": "klppo_arm_one",
+    "null": "klppo_arm_two",
+    "new": "klppo_arm_tri",
+    "slow": "klppo_arm_for",
+}
+WORKING_TREE = "."
+ROOMS = ("kernels", "export")
+ROOM = Path(__file__).resolve().parent
+LEFT_OUT = {"__pycache__", "results"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text of a revision's package.
+
+    Attributes:
+        name: how the user named it, and the commit it is.
+        files: text by path inside the package.
+    """
+
+    name: str
+    files: dict[str, str]
+
+
+def read_revision(revision: str, repository: Path | None = None) -> Source:
+    """The package as a git revision has it; "." is the working tree.
+
+    Raises:
+        BadInputError: no checkout of this package here, no such revision, one without the package.
+        MissingRequirementError: no git.
+    """
+    root = Path(git("rev-parse", "--show-toplevel", at=repository or Path.cwd()).decode().strip())
+    if revision == WORKING_TREE:
+        files, name = dict(files_of_tree(root)), "the working tree"
+    else:
+        commit = commit_of(revision, root)
+        files = dict(files_of_archive(git("archive", "--format=tar", commit, at=root)))
+        name = commit[:10] if commit.startswith(revision) else f"{revision} ({commit[:10]})"
+    if "loss.py" not in files:
+        raise BadInputError(
+            f"a revision must hold the package {PACKAGE}; {revision} of {root.name} does not. Run"
+            " this in a checkout of klppo-compile."
+        )
+    return Source(name, files)
+
+
+def commit_of(revision: str, root: Path) -> str:
+    """The commit that a revision names.
+
+    Raises:
+        BadInputError: it names none.
+    """
+    try:
+        found = git(
+            "rev-parse",
+            "--verify",
+            "--quiet",
+            "--end-of-options",
+            f"{revision}^{{commit}}",
+            at=root,
+        )
+    except BadInputError as error:
+        raise BadInputError(
+            f"a revision is a commit, a branch, a tag, or . for the working tree; got {revision!r},"
+            " which this repository does not know. See git log."
+        ) from error
+    return found.decode().strip()
+
+
+def git(*arguments: str, at: Path) -> bytes:
+    """What git prints.
+
+    Raises:
+        BadInputError: git refuses.
+        MissingRequirementError: no git.
+    """
+    try:
+        done = subprocess.run(  # noqa: S603  git, on what the user named after --end-of-options
+            ["git", *arguments],  # noqa: S607 - whichever git is on the path
+            cwd=at,
+            capture_output=True,
+            check=True,
+        )
+    except FileNotFoundError as error:
+        raise MissingRequirementError("reading revisions needs git. Install it.") from error
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        raise BadInputError(
+            f"revisions are read by git from the repository one stands in; git says: {said[0]}. Run"
+            " this in a checkout of klppo-compile."
+        ) from error
+    return done.stdout
+
+
+def inside_package(path: PurePosixPath) -> str | None:
+    """Where a file of the checkout lies in the installed package; None if it does not."""
+    top, *rest = path.parts
+    if path.suffix not in {".py", ".json", ".typed"} or LEFT_OUT & set(path.parts) or not rest:
+        return None
+    if top == PACKAGE and rest[0] not in {*ROOMS, "perf"}:
+        return "/".join(rest)
+    return path.as_posix() if top in ROOMS else None
+
+
+def files_of_archive(archive: bytes) -> Iterator[tuple[str, str]]:
+    """The package's files in a tar archive of a checkout."""
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        for member in tar:
+            place = inside_package(PurePosixPath(member.name)) if member.isfile() else None
+            content = tar.extractfile(member) if place else None
+            if place and content:
+                yield place, content.read().decode()
+
+
+def files_of_tree(root: Path) -> Iterator[tuple[str, str]]:
+    """The package's files in a checkout."""
+    for top in (PACKAGE, *ROOMS):
+        for path in sorted((root / top).rglob("*")):
+            place = inside_package(PurePosixPath(path.relative_to(root).as_posix()))
+            if place and path.is_file():
+                yield place, path.read_text(encoding="utf-8")
+
+
+def install(source: Source, folder: Path, name: str = PACKAGE) -> Path:
+    """Write a revision and this checkout's measuring room as the package `name` into a folder."""
+    package = folder / name
+    shutil.rmtree(package, ignore_errors=True)
+    room = {
+        f"perf/{path.relative_to(ROOM).as_posix()}": path.read_text(encoding="utf-8")
+        for path in sorted(ROOM.rglob("*.py"))
+        if not LEFT_OUT & set(path.relative_to(ROOM).parts)
+    }
+    for place, text in (source.files | room).items():
+        path = package / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(renamed(text, name), encoding="utf-8")
+    return folder
+
+
+def renamed(text: str, name: str) -> str:
+    """A text that speaks of the package by another name."""
+    return text.replace(PACKAGE, name)

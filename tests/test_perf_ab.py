@@ -1,0 +1,294 @@
+"""Revisions side by side: what is installed, what is refused, what launches decide."""
+
+import ast
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from klppo_compile.cli import run
+from klppo_compile.exit_codes import BadInputError
+from klppo_compile.perf import calibrating
+from klppo_compile.perf.ab import Comparison, Limits, compare_times, timed_findings
+from klppo_compile.perf.calibrating import GATE, chosen_workloads, noise_of
+from klppo_compile.perf.findings import Verdict, exit_code
+from klppo_compile.perf.pairing import Pair, Timing, install_pair, probe
+from klppo_compile.perf.pairing_launch import build_order, log_ratio
+from klppo_compile.perf.revisions import (
+    ALIASES,
+    PACKAGE,
+    Source,
+    inside_package,
+    install,
+    read_revision,
+)
+from klppo_compile.perf.seeding import read_changes, seeded, slowdown
+
+ROOT = Path(__file__).resolve().parents[1]
+CHANGES = read_changes()
+
+
+def git(folder, *arguments):
+    who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)  # noqa: S607
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """Two commits of a package of this name: the second's loss says 2."""
+    folder = tmp_path_factory.mktemp("repository")
+    git(folder, "init", "-q")
+    for number in (1, 2):
+        for place in ("klppo_compile/loss.py", "kernels/a.py", "export/b.py", "tests/c.py"):
+            path = folder / place
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"import klppo_compile.x  # {number}\n")
+        git(folder, "add", ".")
+        git(folder, "commit", "-q", "-m", str(number))
+    return folder
+
+
+def test_a_revision_is_read_from_git_and_from_disk(repository):
+    first, second = read_revision("HEAD~1", repository), read_revision("HEAD", repository)
+    assert set(first.files) == {"loss.py", "kernels/a.py", "export/b.py"}
+    assert "1" in first.files["loss.py"]
+    assert "2" in second.files["loss.py"]
+    assert read_revision(".", repository).files == second.files
+    assert first.name.startswith("HEAD~1 (")
+
+
+@pytest.mark.parametrize("revision", ["nowhere", "--help", "HEAD:klppo_compile", ""])
+def test_a_revision_that_git_does_not_know_is_said(repository, revision):
+    with pytest.raises(BadInputError, match="a revision is a commit, a branch, a tag, or \\."):
+        read_revision(revision, repository)
+
+
+def test_a_place_without_a_repository_is_said(tmp_path):
+    with pytest.raises(BadInputError, match="git says"):
+        read_revision("HEAD", tmp_path)
+
+
+def test_a_repository_of_something_else_is_said(tmp_path):
+    git(tmp_path, "init", "-q")
+    (tmp_path / "a").write_text("a")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "a")
+    with pytest.raises(BadInputError, match="must hold the package klppo_compile"):
+        read_revision("HEAD", tmp_path)
+
+
+def test_only_the_package_is_taken():
+    places = {
+        "klppo_compile/loss.py": "loss.py",
+        "klppo_compile/py.typed": "py.typed",
+        "klppo_compile/perf/rows.py": None,
+        "kernels/baseline.json": "kernels/baseline.json",
+        "perf/rows.py": None,
+        "tests/test_loss.py": None,
+        "klppo_compile/__pycache__/loss.py": None,
+        "klppo_compile/notes.txt": None,
+        "README.md": None,
+    }
+    assert {p: inside_package(Path(p)) for p in places} == places
+
+
+def test_a_copy_goes_by_its_own_name_and_has_this_room(tmp_path):
+    assert {len(name) for name in ALIASES.values()} == {len(PACKAGE)}
+    source = read_revision(".", ROOT)
+    install(source, tmp_path, ALIASES["new"])
+    copies = list((tmp_path / ALIASES["new"]).rglob("*.py"))
+    assert not [path for path in copies if PACKAGE in path.read_text(encoding="utf-8")]
+    room = tmp_path / ALIASES["new"] / "perf" / "measure.py"
+    assert room.read_text(encoding="utf-8") == (ROOT / "perf" / "measure.py").read_text(
+        encoding="utf-8"
+    ).replace(PACKAGE, ALIASES["new"])
+    # A side that was installed before leaves nothing behind.
+    install(Source("less", {"loss.py": ""}), tmp_path, ALIASES["new"])
+    assert not (tmp_path / ALIASES["new"] / "compiling.py").exists()
+
+
+def test_two_sides_are_two_packages(tmp_path):
+    source = read_revision(".", ROOT)
+    files = source.files | {
+        "penalty.py": source.files["penalty.py"].replace("BAND = 1.5", "BAND = 9.5")
+    }
+    install(source, tmp_path, ALIASES["base"])
+    install(replace(source, files=files), tmp_path, ALIASES["new"])
+    program = (
+        f"import {ALIASES['base']}.penalty as base, {ALIASES['new']}.penalty as new\n"
+        "assert (base.BAND, new.BAND) == (1.5, 9.5)\n"
+        "assert base.clip is not new.clip\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+
+
+def test_a_compiler_does_not_take_one_side_for_the_other(tmp_path):
+    source = read_revision(".", ROOT)
+    files = source.files | {
+        "penalty.py": source.files["penalty.py"].replace("BAND = 1.5", "BAND = 9.5")
+    }
+    install(source, tmp_path, ALIASES["base"])
+    install(replace(source, files=files), tmp_path, ALIASES["new"])
+    program = (
+        "import torch\n"
+        f"import {ALIASES['base']}.penalty as base, {ALIASES['new']}.penalty as new\n"
+        "numbers = [torch.tensor(x) for x in (1.0, 2.0, 4.0, 1.0, 2.0, 0.5, 1e-6, 1e6)]\n"
+        "sides = [torch.compile(x.adaptive, backend='eager') for x in (base, new)]\n"
+        "assert [side(*numbers).item() for side in sides] == [2.0, 1.0]\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+
+
+def test_a_revision_that_does_not_import_is_named(tmp_path):
+    source = read_revision(".", ROOT)
+    broken = replace(source, name="abc", files=source.files | {"loss.py": "import nowhere\n"})
+    pair = install_pair(source, broken, tmp_path)
+    with pytest.raises(BadInputError, match="abc does not: ModuleNotFoundError: No module named"):
+        probe(pair, GATE[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["ab", "nowhere", "."], "got 'nowhere', which this repository does not know"),
+        (["ab", ".", ".", "--workload", "gamma"], "'gamma' matches none of"),
+        (["ab", ".", ".", "--launches", "2"], "2 is not in the range x>=3"),
+        (["calibrate", "--minutes", "0"], "0.0 is not in the range x>0"),
+    ],
+)
+def test_bad_input_is_one_line_and_2(arguments, said, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert run(["bench", *arguments]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+# ---- what is seeded
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.name)
+def test_seeded_changes_apply_to_what_is_there(change):
+    source = read_revision(".", ROOT)
+    changed = seeded(source, change)
+    different = [place for place in source.files if source.files[place] != changed.files[place]]
+    assert different
+    for place in different:
+        ast.parse(changed.files[place])
+    assert bool(change.found_by) == change.regression
+
+
+def test_there_are_enough_of_both():
+    assert sum(change.regression for change in CHANGES) >= 10
+    assert sum(not change.regression for change in CHANGES) >= 20
+
+
+def test_a_seeded_change_that_no_longer_applies_is_said():
+    source = read_revision(".", ROOT)
+    with pytest.raises(BadInputError, match=r"its text once in loss\.py; found 0"):
+        seeded(replace(source, files=dict.fromkeys(source.files, "")), CHANGES[0])
+
+
+def test_a_slowdown_wastes_as_much_as_asked():
+    tables = [slowdown(part)[1].new for part in (0.03, 0.06)]
+    small, large = (ast.literal_eval(table.split("WASTE = ")[1].split("\n")[0]) for table in tables)
+    assert set(small) == {int(name.split("/")[2]) for name in GATE}
+    assert all(large[batch] == pytest.approx(2 * small[batch], abs=2) for batch in small)
+
+
+# ---- launches and verdicts
+
+
+class Given:
+    """Launches that are there already."""
+
+    def __init__(self, *timings):
+        self.launches = [{"w": timing} for timing in timings]
+
+    def wave(self):
+        return [self.launches.pop(0)] if self.launches else []
+
+    def affordable(self):
+        return len(self.launches)
+
+
+def timing(new=0.0, null=0.0, difference=0.0):
+    return Timing(new, null, 1e-3, 1000, difference, True)
+
+
+def judged(*timings, limits=Limits(4, 4)):  # noqa: B008 - it is frozen
+    found = compare_times(Given(*timings), ["w"], limits)
+    return timed_findings(found, ["w"], limits)[0]
+
+
+def test_a_regression_needs_a_confirmation():
+    jitter = (0.001, -0.001, 0.0, 0.0005)
+    slow = [timing(0.05 + x, -x) for x in jitter]
+    fine = [timing(x, -x) for x in jitter]
+    found = judged(*slow, *slow)
+    assert (found.verdict, exit_code([found])) == (Verdict.REGRESSION, 1)
+    assert "in 4 launches and in 4 fresh ones" in found.reason
+    assert found.change == pytest.approx(0.0514, abs=1e-3)
+    assert found.new == pytest.approx(found.base * (1 + found.change))
+    assert judged(*slow, *fine).verdict is Verdict.UNDECIDED
+    assert "no time was left to confirm it" in judged(*slow).reason
+    assert judged(*fine, *fine).verdict is Verdict.SAME
+    faster = judged(*[timing(-0.05 + x, -x) for x in jitter])
+    assert (faster.verdict, exit_code([faster])) == (Verdict.IMPROVEMENT, 0)
+
+
+def test_too_few_launches_tell_nothing():
+    for found in (judged(timing(0.5), timing(0.5)), judged()):
+        assert (found.verdict, exit_code([found])) == (Verdict.UNDECIDED, 3)
+        assert "a bound needs 3" in found.reason
+
+
+def test_another_answer_has_no_speed():
+    for apart in (0.01, float("nan")):
+        found = judged(*[timing(-0.5, 0.0, apart)] * 4)
+        assert (found.verdict, found.metric) == (Verdict.REGRESSION, "difference of the answers")
+        assert "no speed for another answer" in found.reason
+
+
+def test_nothing_is_said_of_no_launches():
+    assert timed_findings(Comparison(), ["w"], Limits())[0].base is None
+    assert noise_of([], "w") is None
+
+
+def test_a_noise_floor_is_made_of_launches():
+    found = noise_of([{"w": timing(x, -x)} for x in (0.01, -0.01, 0.0, 0.005)], "w")
+    assert found is not None
+    assert 0.005 < found.spread < 0.02
+    assert found.low < found.mean < found.high < found.visible
+
+
+def test_launches_keep_to_their_time(monkeypatch):
+    ticks = iter([0.0, 0.0, 0.0, 30.0, 60.0, 90.0])
+    monkeypatch.setattr(calibrating.time, "monotonic", lambda: next(ticks))
+    monkeypatch.setattr(calibrating, "wave", lambda *_: [{}] * calibrating.jobs())
+    here = calibrating.LaunchedHere(Pair(ROOT, {}), GATE, 100.0, lambda _: None)
+    assert here.affordable() == 2 * calibrating.jobs()
+    assert len(here.wave()) == calibrating.jobs()  # from 0 to 30: it took 30
+    assert here.done == here.jobs
+    assert here.affordable() == calibrating.jobs()
+    assert not here.wave()
+
+
+def test_every_side_is_built_first_in_turn():
+    orders = [tuple(build_order(["base", "null", "new"], launch)) for launch in range(6)]
+    assert len(set(orders)) == 6
+    assert {order[0] for order in orders[:3]} == {"base", "null", "new"}
+
+
+def test_a_ratio_of_paired_calls_shrugs_off_outliers():
+    base = [1.0, 2.0, 1.5, 1.2, 1.0, 3.0, 1.1]
+    times = [1.1 * x for x in base]
+    times[3] = 900.0
+    assert log_ratio(times, base) == pytest.approx(0.0953, abs=1e-3)
+
+
+def test_workloads_go_by_pattern():
+    assert chosen_workloads(None) == GATE
+    assert chosen_workloads("normal/heads/4*") == ("normal/heads/4096",)
+    with pytest.raises(BadInputError, match="'gamma' matches none of normal/heads/256"):
+        chosen_workloads("gamma")

@@ -1,0 +1,272 @@
+"""Comparing two runs: the rules of the three kinds, what can't be compared, and the command."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from klppo_compile.cli import run
+from klppo_compile.exit_codes import BadInputError, ExitCode
+from klppo_compile.perf.accepting import FILE, Accepted, read_accepted
+from klppo_compile.perf.comparing import compare_rows
+from klppo_compile.perf.comparing_documents import Document, compare_documents
+from klppo_compile.perf.comparing_table import conclusion, findings_table
+from klppo_compile.perf.exact import exact_row
+from klppo_compile.perf.findings import Verdict, exit_code
+from klppo_compile.perf.rows import SCHEMA, Row, write_document
+
+WORKLOAD, OURS = "normal/networks/256", "ours compiled"
+KERNELS = exact_row(WORKLOAD, OURS, "kernels", "kernels", 35)
+COUNTED = Row(
+    WORKLOAD, "ours eager", "instructions", "", 1e6, 1e6, 1e6, 11, "lower", kind="counted"
+)
+SPEED = Row(WORKLOAD, OURS, "speed over torchrl eager", "x", 6.0, 5.97, 6.03, 200, "higher")
+TIME = Row(WORKLOAD, OURS, "time", "us", 500.0, 490.0, 510.0, 200, "lower")
+MACHINE = {"cpu": "A CPU", "cores": 2, "isa": "AVX2", "torch": "2.13.0", "triton": "3.9.0"}
+RUN = {"machine": MACHINE, "suite": "quick"}
+SHAPELESS = {"schema": SCHEMA, "run": RUN, "rows": [{"value": 1}]}
+
+
+def value(row, number):
+    return replace(row, value=number, low=number, high=number)
+
+
+def verdicts(base, new, accepted=()):
+    return [found.verdict for found in compare_rows(base, new, accepted)]
+
+
+# Exact
+
+
+@pytest.mark.parametrize(
+    ("new", "verdict"),
+    [(35, Verdict.SAME), (36, Verdict.REGRESSION), (34, Verdict.IMPROVEMENT)],
+)
+def test_any_exact_change_is_an_event(new, verdict):
+    (found,) = compare_rows([KERNELS], [value(KERNELS, new)])
+    assert found.verdict is verdict
+    assert (found.base, found.new, found.metric) == (35, new, "kernels")
+
+
+def test_a_first_graph_break_is_a_regression_though_it_has_no_ratio():
+    none = exact_row(WORKLOAD, OURS, "graph breaks", "breaks", 0)
+    (found,) = compare_rows([none], [value(none, 1)])
+    assert found.verdict is Verdict.REGRESSION
+    assert found.change != found.change
+
+
+def test_an_accepted_change_passes_and_only_that_one():
+    decision = Accepted("kernels", WORKLOAD, 35, 36, "a row of its own")
+    (found,) = compare_rows([KERNELS], [value(KERNELS, 36)], [decision])
+    assert found.verdict is Verdict.ACCEPTED
+    assert "a row of its own" in found.reason
+    assert verdicts([KERNELS], [value(KERNELS, 37)], [decision]) == [Verdict.REGRESSION]
+    other = replace(decision, workload="normal/heads/256")
+    assert verdicts([KERNELS], [value(KERNELS, 36)], [other]) == [Verdict.REGRESSION]
+
+
+def test_the_peer_is_not_judged():
+    row = replace(KERNELS, provider="torchrl compiled")
+    assert verdicts([row], [value(row, 99)]) == [Verdict.ACCEPTED]
+
+
+def test_a_type_of_node_that_appears_is_worse_than_none():
+    total = exact_row(WORKLOAD, "ours exported", "ONNX nodes", "nodes", 150)
+    scan = exact_row(WORKLOAD, "ours exported", "ONNX nodes, Scan", "nodes", 1)
+    assert verdicts([total], [total, scan]) == [Verdict.SAME, Verdict.REGRESSION]
+    assert verdicts([total, scan], [total]) == [Verdict.SAME, Verdict.IMPROVEMENT]
+
+
+def test_a_metric_that_is_gone_can_not_be_told():
+    syncs = exact_row(WORKLOAD, OURS, "host syncs", "syncs", 0)
+    gone, added = (
+        compare_rows([KERNELS, syncs], [KERNELS])[1],
+        compare_rows([KERNELS], [KERNELS, syncs])[1],
+    )
+    assert (gone.metric, gone.verdict, gone.new) == ("host syncs", Verdict.UNDECIDED, None)
+    assert (added.metric, added.verdict, added.base) == ("host syncs", Verdict.SAME, None)
+
+
+# Counted and timed
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"),
+    [(1.004, Verdict.SAME), (1.006, Verdict.REGRESSION), (0.99, Verdict.IMPROVEMENT)],
+)
+def test_half_a_percent_of_instructions_is_the_limit(factor, verdict):
+    assert verdicts([COUNTED], [value(COUNTED, 1e6 * factor)]) == [verdict]
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"),
+    [(0.97, Verdict.SAME), (0.5, Verdict.UNDECIDED), (2.0, Verdict.IMPROVEMENT)],
+)
+def test_times_of_two_runs_never_are_a_regression(factor, verdict):
+    slower = replace(SPEED, value=6.0 * factor, low=5.97 * factor, high=6.03 * factor)
+    (found,) = compare_rows([SPEED], [slower])
+    assert found.verdict is verdict
+    assert found.low < factor - 1 < found.high
+    assert ("bench ab" in found.reason) == (verdict is Verdict.UNDECIDED)
+
+
+def test_more_launches_show_smaller_changes():
+    slower = replace(SPEED, value=5.4, low=5.37, high=5.43)
+    assert verdicts([SPEED], [slower]) == [Verdict.SAME]
+    many = [replace(row, launches=40) for row in (SPEED, slower)]
+    assert verdicts(many[:1], many[1:]) == [Verdict.UNDECIDED]
+
+
+def test_absolute_times_are_not_compared():
+    assert compare_rows([TIME], [value(TIME, 5000.0)]) == []
+
+
+# Documents
+
+
+def document(*rows, name="run", **changes):
+    run = {**RUN, **{k: v for k, v in changes.items() if k not in MACHINE}}
+    run["machine"] = MACHINE | {k: v for k, v in changes.items() if k in MACHINE}
+    return Document(name, run, list(rows))
+
+
+def test_times_of_another_machine_are_left_out_and_counts_are_not():
+    slow = replace(SPEED, value=1.0, low=1.0, high=1.0)
+    found = compare_documents(document(KERNELS, SPEED), document(KERNELS, slow, cpu="B CPU"))
+    assert [x.metric for x in found.findings] == ["kernels"]
+    assert any("timed rows are not compared" in note for note in found.notes)
+    with pytest.raises(BadInputError, match="machine class is a-cpu"):
+        compare_documents(document(SPEED), document(SPEED, cpu="B CPU"))
+
+
+def test_counts_under_other_versions_are_bad_input():
+    with pytest.raises(BadInputError, match=r"torch is 2\.13\.0 and 2\.14\.0"):
+        compare_documents(document(KERNELS, SPEED), document(KERNELS, SPEED, torch="2.14.0"))
+    spills = exact_row("kernels/normal", "sm_90", "forward spills", "spills", 0)
+    found = compare_documents(
+        document(KERNELS, spills), document(KERNELS, value(spills, 5), triton="3.10.0")
+    )
+    assert [x.metric for x in found.findings] == ["kernels"]
+    assert "triton is 3.9.0 and 3.10.0" in found.notes[0]
+
+
+def test_what_one_side_lacks_is_named():
+    found = compare_documents(document(KERNELS, COUNTED), document(KERNELS))
+    lost = found.findings[-1]
+    assert (lost.provider, lost.verdict) == ("ours eager", Verdict.UNDECIDED)
+    found = compare_documents(document(KERNELS, name="a"), document(KERNELS, COUNTED, name="b"))
+    assert found.notes == [f"only in b: {WORKLOAD} (ours eager, counted)."]
+    found = compare_documents(document(KERNELS, COUNTED, suite="full"), document(KERNELS))
+    assert exit_code(found.findings) is ExitCode.GOOD
+    assert "ours eager" in found.notes[0]
+
+
+# Tables
+
+
+def test_the_worst_stands_first():
+    new = [value(KERNELS, 34), value(COUNTED, 1.01e6), SPEED]
+    findings = compare_rows([KERNELS, COUNTED, SPEED], new)
+    table = findings_table(findings)
+    assert list(table.columns[0].cells) == ["regression", "improvement"]
+    assert list(table.columns[6].cells) == ["+1.00%", "-2.86%"]
+    assert findings_table(findings, everything=True).row_count == 3
+    assert conclusion(findings) == "REGRESSION: 1 regression, 1 improvement, 1 same."
+
+
+# The command
+
+
+@pytest.fixture
+def files(tmp_path):
+    def write(name, *rows, **changes):
+        path = tmp_path / name
+        write_document(path, document(*rows, **changes).run, list(rows))
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize(("kernels", "code"), [(35, 0), (34, 0), (36, 1)])
+def test_compare_ends_with_the_verdict(files, kernels, code, capsys):
+    base, new = files("a.json", KERNELS), files("b.json", value(KERNELS, kernels))
+    assert run(["bench", "compare", base, new]) == code
+    assert capsys.readouterr().out.strip().splitlines()[-1].startswith(["PASS", "REGRESSION"][code])
+    assert run(["bench", "compare", base, new, "--json"]) == code
+    found = json.loads(capsys.readouterr().out)
+    assert (found["exit_code"], found["findings"][0]["new"]) == (code, kernels)
+
+
+def test_a_slowdown_between_runs_can_not_be_told(files, capsys):
+    slow = replace(SPEED, value=2.0, low=1.9, high=2.1)
+    assert run(["bench", "compare", files("a.json", SPEED), files("b.json", slow)]) == 3
+    assert "klppo bench ab" in capsys.readouterr().out
+
+
+def test_a_file_of_decisions_is_used(files, tmp_path):
+    base, new = files("a.json", KERNELS), files("b.json", value(KERNELS, 36))
+    decisions = tmp_path / "ok.toml"
+    decisions.write_text(
+        f'[[accepted]]\nmetric = "kernels"\nworkload = "{WORKLOAD}"\nold = 35\nnew = 36\n'
+        'reason = "one more output"\n'
+    )
+    assert run(["bench", "compare", base, new, "--accepted", str(decisions)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "must be a JSON document"),
+        ('{"schema": "klppo-perf-rows/2", "run"', "must be a JSON document"),
+        ('{"schema": "other/1"}', "must have the schema"),
+        ("[]", "must have the schema"),
+        ('{"schema": "klppo-perf-rows/2", "rows": []}', "must hold a run with its machine"),
+        (
+            '{"schema": "klppo-perf-rows/2", "run": {"machine": {"cpu": 1}}, "rows": []}',
+            "must hold a run with its machine",
+        ),
+        (json.dumps(SHAPELESS), "must hold a run with its machine"),
+        (None, "can't be read"),
+    ],
+)
+def test_what_is_no_result_file_is_bad_input(files, tmp_path, text, told, capsys):
+    path = tmp_path / "bad.json"
+    if text is not None:
+        path.write_text(text)
+    assert run(["bench", "compare", files("a.json", KERNELS), str(path)]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert len(error.strip().splitlines()) == 1
+
+
+ENTRY = {"metric": "kernels", "workload": WORKLOAD, "old": 1, "new": 2, "reason": "because"}
+
+
+def toml(entry):
+    return "[[accepted]]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in entry.items())
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[[accepted", "must be TOML"),
+        ("other = 1\n", "other"),
+        ("accepted = 3\n", "no list"),
+        (toml(ENTRY | {"reason": " "}), "reason"),
+        (toml(ENTRY | {"old": "35"}), "old"),
+        (toml(ENTRY | {"until": 3}), "until"),
+        (toml({k: v for k, v in ENTRY.items() if k != "metric"}), "metric"),
+    ],
+)
+def test_a_malformed_file_of_decisions_is_bad_input(tmp_path, text, told):
+    path = tmp_path / "accepted.toml"
+    path.write_text(text)
+    with pytest.raises(BadInputError, match=told):
+        read_accepted(path)
+
+
+def test_the_shipped_file_of_decisions_reads():
+    assert FILE.exists()
+    assert all(isinstance(entry, Accepted) for entry in read_accepted())
+    with pytest.raises(BadInputError, match="can't be read"):
+        read_accepted(FILE.with_name("none.toml"))

@@ -1,0 +1,246 @@
+"""The page: what it says of a history with sown steps, and how it behaves in a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from klppo_compile.cli import run
+from klppo_compile.exit_codes import BadInputError
+from klppo_compile.perf.history import read_history
+from klppo_compile.perf.page_file import SCRIPT, asset, page
+from klppo_compile.perf.page_view import sections
+from klppo_compile.perf.rows import Row, write_document
+from tests.perf_history_cases import MACHINE, header, write_history
+
+URL = "https://example.org/loss/commit/"
+STEPPED = ("normal/heads/256", "ours compiled")
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory):
+    """30 runs of 40 series; from run 19 (hexadecimal 13) on one contender is worse."""
+    return read_history(write_history(tmp_path_factory.mktemp("history"), 30, step_at=19))
+
+
+class Elements(HTMLParser):
+    """Every element of a page: its tag and attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def of_class(self, name):
+        return [attrs for _, attrs in self.found if name in (attrs.get("class") or "").split()]
+
+
+# What it says
+
+
+def test_the_sown_steps_are_flagged_at_their_commit_and_nothing_else(history):
+    (section,) = sections(history)
+    (event,) = section.events
+    assert (event.workload, event.provider) == STEPPED
+    assert (event.commit.name, event.before.name, event.runs) == ("13c0ffee01", "12c0ffee01", 11)
+    assert {move.metric for move in event.moves} == {row.metric for row in history[0].rows}
+    assert all(move.worse for move in event.moves)
+    assert section.counts == {"worse": 5, "better": 0, "same": 35}
+
+
+def test_what_is_worst_stands_first(history):
+    (section,) = sections(history)
+    card, *others = section.cards
+    assert (card.workload, card.provider, card.state) == (*STEPPED, "worse")
+    assert {other.state for other in others} == {"same"}
+    assert card.charts[0]["m"] == "time"
+    first, second, *rest = section.exact
+    assert (first.first, first.last, first.changes[0][0]) == ("0", "1", "0 → 1")
+    assert (second.first, second.last) == ("17", "18")
+    assert second.changes[0][0] == "+5.9 % (17 → 18)"
+    assert not [row for row in rest if row.changes]
+
+
+def test_a_chart_has_its_runs_levels_and_noise(history):
+    chart = sections(history)[0].cards[0].charts[0]
+    assert chart["r"] == list(range(30))
+    ((index, before, after, text, worse),) = chart["c"]
+    assert (index, worse) == (19, 1)
+    assert after / before == pytest.approx(1.08, abs=0.01)
+    assert re.fullmatch(r"\+[78]\.\d %", text)
+    # 99 % of the runs at a level: 2.6 times what was sown
+    assert chart["n"] == pytest.approx(2.576 * 0.0075, rel=0.5)
+
+
+def test_links_lead_to_commits_where_an_address_is_given(history):
+    linked, plain = Elements(page(history, URL)), Elements(page(history))
+    links = {attrs["href"] for tag, attrs in linked.found if tag == "a"}
+    assert f"{URL}13c0ffee01" in links
+    assert all(link.startswith(URL) for link in links)
+    assert not [tag for tag, _ in plain.found if tag == "a"]
+    assert "13c0ffee01" in page(history)
+
+
+def test_a_commit_that_is_no_hash_gets_no_link(tmp_path):
+    row = Row("w", "p", "m", "", 1.0, 1.0, 1.0, 1, "lower", "exact")
+    for number, commit in enumerate(("unknown", "abc1234567-dirty")):
+        write_document(tmp_path / f"{number}.json", header(number) | {"commit": commit}, [row])
+    links = [
+        a["href"] for tag, a in Elements(page(read_history(tmp_path), URL)).found if tag == "a"
+    ]
+    assert links == [f"{URL}abc1234567"]
+
+
+def test_one_run_is_a_table_with_a_hint(tmp_path):
+    text = page(read_history(write_history(tmp_path, 1)))
+    assert "a trend needs a second one" in text
+    assert "Newest numbers" in text
+    assert "worse</b>" not in text
+    assert not Elements(text).of_class("card")
+
+
+def test_classes_of_machine_stand_apart(tmp_path):
+    write_history(tmp_path, 8, step_at=4)
+    write_history(tmp_path, 9, machine=MACHINE | {"cpu": "Xeon"})
+    first, second = sections(read_history(tmp_path))
+    # the one measured last first
+    assert first.machine_class.startswith("xeon")
+    assert (len(first.events), len(second.events)) == (0, 1)
+
+
+def test_it_is_one_file_below_1_mb_that_asks_for_nothing(tmp_path):
+    text = page(read_history(write_history(tmp_path, 200, step_at=150)), URL)
+    assert len(text.encode()) < 1_000_000
+    elements = Elements(text).found
+    assert not [a for _, a in elements if {"src", "srcset", "data", "action", "poster"} & a.keys()]
+    assert not {tag for tag, _ in elements} & {"link", "iframe", "object", "embed", "img", "base"}
+    assert not re.search(r"url\(|@import", text)
+    (policy,) = [a["content"] for _, a in elements if a.get("http-equiv")]
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+
+
+def test_our_own_script_stays_small():
+    assert len(asset(SCRIPT).encode()) <= 5120
+
+
+def test_whatever_comes_from_a_file_is_escaped(tmp_path):
+    evil = "</script><script>alert(1)</script><img src=x onerror='alert(2)'>\"&"
+    head = header(0, MACHINE | {"torchrl": evil}) | {"commit": evil, "command": evil}
+    for number in range(2):
+        rows = [
+            Row(evil, evil, evil + kind, evil, number + 1.0, 1.0, 3.0, 9, "lower", kind)
+            for kind in ("exact", "timed")
+        ]
+        date = header(number)["date"]
+        write_document(tmp_path / f"{number}.json", head | {"date": date}, rows)
+    text = page(read_history(tmp_path), URL)
+    elements = Elements(text)
+    assert not [tag for tag, _ in elements.found if tag == "img"]
+    assert sum(tag == "script" for tag, _ in elements.found) == 3
+    assert evil in {attrs.get("title") for _, attrs in elements.found} or "&lt;img" in text
+    data = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1]
+    assert json.loads(data)[0]["runs"][0]["n"] == evil
+
+
+@pytest.mark.parametrize("url", ["javascript:alert(1)//", "example.org/", ""])
+def test_a_base_address_that_is_none_is_refused(history, url):
+    with pytest.raises(BadInputError, match="start of a web address"):
+        page(history, url)
+
+
+# The command
+
+
+def test_the_command_writes_the_page(tmp_path, capsys):
+    write_history(tmp_path / "results", 2)
+    out = tmp_path / "new" / "page.html"
+    arguments = ["bench", "report", f"--results={tmp_path / 'results'}", f"--out={out}"]
+    assert run([*arguments, f"--commit-url={URL}"]) == 0
+    assert re.search(r"page\.html: 2 runs, \d+ kB", capsys.readouterr().out)
+    assert URL in out.read_text()
+
+
+def test_the_command_refuses_a_broken_file_and_writes_nothing(tmp_path, capsys):
+    write_history(tmp_path, 1)
+    (tmp_path / "broken.json").write_text("{")
+    out = tmp_path / "page.html"
+    assert run(["bench", "report", f"--results={tmp_path}", f"--out={out}"]) == 2
+    assert "broken.json must be a JSON document" in capsys.readouterr().err
+    assert not out.exists()
+    assert run(["bench", "report", f"--results={tmp_path / 'none'}", f"--out={out}"]) == 2
+
+
+# In a browser
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="left out: no Chromium is installed (apt-get install chromium)"
+)
+
+
+def in_browser(file: Path, fragment: str, profile: Path) -> tuple[Elements, list[str]]:
+    """The page after its script ran, and what its console said."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += ["--enable-logging=stderr", "--v=0", "--virtual-time-budget=5000"]
+    command += ["--window-size=390,844", f"--user-data-dir={profile}", "--dump-dom"]
+    done = subprocess.run(
+        [*command, f"{file.as_uri()}#{fragment}"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    return Elements(done.stdout), console
+
+
+@pytest.fixture(scope="module")
+def file(history, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    path.write_text(page(history, URL), encoding="utf-8")
+    return path
+
+
+def shown(elements, name):
+    return [attrs for attrs in elements.of_class(name) if "hidden" not in attrs]
+
+
+@needs_browser
+def test_it_loads_from_disk_and_draws_every_trend(file, tmp_path):
+    elements, console = in_browser(file, "", tmp_path)
+    assert console == []
+    assert len(shown(elements, "card")) == 8
+    assert sum(tag == "canvas" for tag, _ in elements.found) == 8
+    pressed = [attrs.get("aria-pressed") for tag, attrs in elements.found if tag == "button"]
+    assert pressed.count("true") == 8
+
+
+@needs_browser
+def test_the_address_filters_and_sets_the_theme(file, tmp_path):
+    elements, console = in_browser(file, "q=heads/256+OURS&state=worse&theme=dark", tmp_path)
+    assert console == []
+    assert [card["data-state"] for card in shown(elements, "card")] == ["worse"]
+    assert sum(tag == "canvas" for tag, _ in elements.found) == 1
+    assert dict(elements.found)["html"]["data-theme"] == "dark"
+    rows = [a for tag, a in elements.found if tag == "tr" and a.get("data-state")]
+    assert {row["data-state"] for row in rows if "hidden" not in row} == {"worse"}
+
+
+@needs_browser
+def test_a_request_would_be_refused_and_said(file, tmp_path):
+    asking = tmp_path / "asking.html"
+    picture = '<img src="https://example.org/x.png"></body>'
+    asking.write_text(file.read_text(encoding="utf-8").replace("</body>", picture))
+    _, console = in_browser(asking, "", tmp_path / "profile")
+    assert any("https://example.org/x.png" in line for line in console)
