@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import onnx
 import torch
 
+from klppo_compile.distributions import FAMILIES
 from klppo_compile.exit_codes import BadInputError, CannotError, FailedError
 from klppo_compile.export.capture import Captured
 from klppo_compile.export.gamma import needs_gamma, without_gamma
@@ -179,6 +180,11 @@ def seal(proto: onnx.ModelProto, manifest: Manifest) -> bytes:
     content: bytes = proto.SerializeToString(deterministic=True)
     check_structure(proto)
     problems = [*lint(proto), *lint_shapes(proto, manifest)]
+    if problems and manifest.graph == "loss" and manifest.family not in FAMILIES:
+        raise CannotError(
+            f"the loss of a {manifest.family} policy has no graph that runs everywhere:"
+            f" {problems[0]}. Use one of {', '.join(FAMILIES)}, or --graph policy."
+        )
     if problems:
         raise FailedError(f"the graph must pass the lint; {problems[0]}.")
     return content

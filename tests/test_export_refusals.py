@@ -7,6 +7,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from tensordict import TensorDict
+from torch import distributions as td
 from torch import nn
 from torchrl.objectives import KLPENPPOLoss as TorchrlLoss
 
@@ -20,7 +21,8 @@ from klppo_compile.export.onnx_file import write_out
 from klppo_compile.export.parity import Parity, compare
 from klppo_compile.export.preparation import prepare
 from klppo_compile.export.structure import check_structure, lint
-from tests.builders import CASES, actor_of, critic_of, problem
+from tests import builders
+from tests.builders import CASES, actor_of, critic_of, pair_head, problem
 from tests.export_cases import ROWS, collected, loss_of, loss_with
 
 
@@ -127,6 +129,15 @@ def test_a_family_without_a_graph_is_named(name, reason, tmp_path):
     loss, data = loss_of(name)
     with pytest.raises(CannotError, match=reason):
         export_loss(loss, data, tmp_path / "loss.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_family_whose_formulas_need_other_operators_is_named(tmp_path):
+    gumbel = builders.Case("Gumbel", builders.event(td.Gumbel), ("loc", "scale"), pair_head)
+    actor, critic = actor_of(gumbel), critic_of()
+    data = collected(actor, critic, TensorDict({"observation": torch.randn(ROWS, 4)}, [ROWS]))
+    with pytest.raises(CannotError, match=r"the loss of a Gumbel policy has no graph .* NonZero"):
+        export_loss(KLPENPPOLoss(actor, critic), data, tmp_path / "loss.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
