@@ -6,13 +6,14 @@ with a backward of its own lives here. Inputs of 16 bits are computed in float32
 inside, so that they fuse.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from klppo_compile import objective
-from klppo_compile.elements import HeadRows, columns, pull_back, rows
+from klppo_compile.elements import HeadRows, columns, flat_head, pull_back, rows
 from klppo_compile.packing import MASKS, SAMPLES, dtype_of, flatten, unflatten
 from klppo_compile.records import Minibatch
 from klppo_compile.sums import (
@@ -179,6 +180,7 @@ def loss(batch: Minibatch, hyper: Tensor, static: Static) -> dict[str, Tensor]:
         names += ["value_clip_fraction"] * static.clipped + [
             "explained_variance"
         ] * static.explained_variance
+    batch = replace(batch, policy=tuple(flat_head(head) for head in batch.policy))
     tensors = flatten(batch)
     out = Loss.apply(static, layout, dtype_of(tensors), tuple(names), hyper, *tensors)  # type: ignore[no-untyped-call]
     return dict(zip(names, out, strict=True))

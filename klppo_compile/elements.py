@@ -3,6 +3,7 @@
 What is summed over a minibatch is not here (`eager`).
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -57,6 +58,18 @@ def factorised_rows(head: PolicyHead) -> HeadRows:
         log_prob = log_prob - head.log_volume
         entropy = entropy + columns(head.log_volume, 1) / entropy.shape[-1]
     return HeadRows(log_prob, kl, entropy, ())
+
+
+def flat_head(head: PolicyHead) -> PolicyHead:
+    """The head with its new parameters one after the other in memory."""
+    x = head.new[0]
+    if not isinstance(head.family, Factorised) or not by_inductor_on_cpu(x):
+        return head
+    if all(x.is_contiguous() for x in head.new):
+        return head
+    # Halves of one network's output: rows of 6 in rows of 12 are computed row by row. A stack is
+    # written once, and every loop after it is flat.
+    return replace(head, new=torch.stack(head.new).unbind(0))
 
 
 def row_sums(*elements: Tensor) -> tuple[Tensor, ...]:
