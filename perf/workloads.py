@@ -61,11 +61,12 @@ class Workload:
         return self.columns or WIDTHS[self.family]
 
 
+ON_CPU = (256, 4096, 65536)
 WORKLOADS = tuple(
     Workload(family, batch, networks)
     for networks in (False, True)
     for family in WIDTHS
-    for batch in REGIMES
+    for batch in ON_CPU
 )
 
 
