@@ -236,6 +236,8 @@ def open_rollout(path: Path) -> Iterator[Rollout]:
 def _memmap_columns(folder: Path, prefix: str) -> dict[str, Column]:
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     columns: dict[str, Column] = {}
+    if not isinstance(meta, dict):
+        raise ValueError("meta.json must hold an object")  # noqa: TRY004 - a fault of the file
     for name, leaf in meta.items():
         if not isinstance(leaf, dict):
             continue

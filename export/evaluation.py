@@ -62,6 +62,8 @@ def read_scalars(manifest: Manifest, settings: Iterable[str]) -> dict[str, float
     found = {}
     for text in settings:
         name, _, value = text.partition("=")
+        if name in found:
+            raise BadInputError(f"--set takes each name once; got {name} twice.")
         if name not in manifest.scalars:
             raise BadInputError(
                 f"--set takes {', '.join(manifest.scalars)}; got {name!r}, which the file hasn't."
@@ -70,8 +72,10 @@ def read_scalars(manifest: Manifest, settings: Iterable[str]) -> dict[str, float
             found[name] = float(value)
         except ValueError as error:
             raise BadInputError(f"--set {name}=X takes a number; got {value!r}.") from error
-        if not np.isfinite(found[name]):
-            raise BadInputError(f"--set {name}=X takes a finite number; got {value!r}.")
+        if not 0 <= found[name] <= float(np.finfo(np.float32).max):
+            raise BadInputError(
+                f"--set {name}=X takes a finite number of at least 0; got {value!r}."
+            )
     return found
 
 

@@ -43,7 +43,7 @@ def _read_onnx(path: Path, content: bytes) -> tuple[Manifest, dict[str, int]]:
     try:
         import onnx
 
-        from klppo_compile.export.structure import operators
+        from klppo_compile.export.structure import operators, require_own_weights
     except ImportError as error:
         raise MissingRequirementError(
             "inspecting a file needs onnx. Run pip install onnx, or 'klppo-compile[export]'."
@@ -52,6 +52,7 @@ def _read_onnx(path: Path, content: bytes) -> tuple[Manifest, dict[str, int]]:
         proto = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's class is not onnx's to name
         raise BadInputError(f"{path} must be an ONNX file; got {error}.") from error
+    require_own_weights(proto)
     text = next((p.value for p in proto.metadata_props if p.key == METADATA_KEY), None)
     if text is None:
         raise BadInputError(f"{path} must be a file that klppo export wrote; it has no manifest.")

@@ -34,6 +34,7 @@ class RowReader:
         self.settings = {**manifest.settings, "batch_dims": manifest.batch_dims}
         self.names = {spec.role: spec.name for spec in manifest.inputs}
         self.divisor = float(manifest.settings["advantage_divisor"])
+        self.actions = _actions(manifest)
 
     def take(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], first: int) -> None:
         """Take in one batch; `first` is the number of its first row."""
@@ -157,17 +158,30 @@ class RowReader:
         inner = max(1, bad.size // count)
         rows = np.unique(np.flatnonzero(bad) // inner)
         for spec in self.manifest.inputs:
-            x = inputs[spec.name].reshape(count, -1)
-            if not np.issubdtype(x.dtype, np.floating):
+            x = inputs[spec.name].reshape(count, -1)[rows]
+            if np.issubdtype(x.dtype, np.floating):
+                # Minus infinity is how a logit says that an action is forbidden.
+                infinite = np.isposinf(x) if spec.role == "old_head" else np.isinf(x)
+                broken, what = np.isnan(x) | infinite, "be finite; {!r} has NaN or infinity"
+            elif spec.role == "action" and self.actions:
+                broken = (x < 0) | (x >= self.actions)
+                what = f"have one of {self.actions} actions; {{!r}} has another number"
+            else:
                 continue
-            # Minus infinity is how a logit says that an action is forbidden.
-            broken = np.isnan(x[rows]) | (np.isinf(x[rows]) if spec.role != "old_head" else False)
             at = np.flatnonzero(broken.any(-1))
             if at.size:
                 raise BadInputError(
-                    f"every row that counts must be finite; {spec.key!r} has NaN or infinity in row"
+                    f"every row that counts must {what.format(spec.key)} in row"
                     f" {int(row[rows[at[0]] * inner])}. Drop such rows, or mask them."
                 )
+
+
+def _actions(manifest: Manifest) -> int:
+    """How many actions an action's number may name; 0 where it is no number of one."""
+    sparse = any(s.role == "old_head" and s.dtype.startswith("int") for s in manifest.inputs)
+    if manifest.family != "categorical" or sparse:
+        return 0
+    return next((x.shape[-1] for x in manifest.outputs if x.name in manifest.head and x.shape), 0)
 
 
 def _over(x: Array, shape: tuple[int, ...]) -> Array:

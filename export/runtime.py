@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,13 +196,20 @@ def _session(runtime: Any, content: bytes, provider: str, origin: str, threads: 
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
+    # Weights in other files are refused: bytes have no folder, and this one can't exist.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", f"{os.devnull}/none"
+    )
     # A provider whose libraries don't load is told of in our error, not in pages of its own.
     runtime.set_default_logger_severity(4)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            # As bytes, so that weights in other files are refused.
             return runtime.InferenceSession(content, options, providers=[provider])
     except Exception as error:  # the runtime's own classes are private
+        if "xternal" in str(error) and "data" in str(error):
+            raise BadInputError(
+                f"{origin} must hold its own weights; it names other files, which are not read."
+            ) from error
         raise BadInputError(
             f"{origin} must be an ONNX file that ONNX Runtime can load; got"
             f" {str(error).splitlines()[0]}. Export the loss again."

@@ -270,7 +270,7 @@ def from_plain(kind: type, values: Any) -> Any:
         return Groups(**{k: np.array([number(v) for v in x], float) for k, x in values.items()})
     if kind in {Sum, Moments}:
         return kind(**{name: number(value) for name, value in values.items()})
-    return values
+    return kind(number(values))
 
 
 def _keys(values: Mapping[int, Any]) -> dict[str, Any]:

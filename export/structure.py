@@ -34,15 +34,20 @@ without control flow, synchronisation or random numbers."""
 
 def check_structure(proto: onnx.ModelProto) -> None:
     """onnx.checker in full, and strict shape inference."""
-    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
-        raise BadInputError(
-            "a file must hold its own weights; this one names other files, which are not read."
-        )
+    require_own_weights(proto)
     try:
         onnx.checker.check_model(proto, full_check=True)
         onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise FailedError(f"onnx.checker: {str(error).splitlines()[0]}") from error
+
+
+def require_own_weights(proto: onnx.ModelProto) -> None:
+    """Refuse a file that names others."""
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
+        raise BadInputError(
+            "a file must hold its own weights; this one names other files, which are not read."
+        )
 
 
 def lint(proto: onnx.ModelProto) -> list[str]:

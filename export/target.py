@@ -113,10 +113,17 @@ def load_checkpoint(loss: KLPENPPOLoss, path: Path) -> None:
         raise BadInputError(
             f"a checkpoint must be readable; got {path}: {error.strerror}."
         ) from error
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        LookupError,
+        EOFError,
+        ValueError,
+    ) as error:
         raise BadInputError(
             f"a checkpoint is a safetensors file or a .pt of tensors alone; got {path}:"
-            f" {str(error).splitlines()[0]}. Save loss.state_dict()."
+            f" {(str(error) or type(error).__name__).splitlines()[0]}. Save loss.state_dict()."
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
@@ -141,6 +148,11 @@ def _require_fit(loss: KLPENPPOLoss, state: Any, path: Path) -> None:
             raise BadInputError(
                 f"{path} must be a state of this loss; {name} has the shape {list(x.shape)}, not"
                 f" {list(wanted.shape)}."
+            )
+        if x.layout != torch.strided or x.is_floating_point() != wanted.is_floating_point():
+            raise BadInputError(
+                f"{path} must be a state of this loss; {name} is {x.dtype}, {x.layout}, not"
+                f" {wanted.dtype}."
             )
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
             raise BadInputError(f"{path} must hold finite numbers; {name} has NaN or infinity.")

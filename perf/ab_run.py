@@ -18,7 +18,7 @@ from klppo_compile.perf.ab import (
 from klppo_compile.perf.accepting import read_accepted
 from klppo_compile.perf.calibrating import LaunchedHere, Noise, chosen_workloads, jobs, noise_of
 from klppo_compile.perf.comparing import compare_rows
-from klppo_compile.perf.exact import measure_exact
+from klppo_compile.perf.exact_cache import counted
 from klppo_compile.perf.findings import Finding, Verdict
 from klppo_compile.perf.pairing import Launch, Pair, install_pair, probe
 from klppo_compile.perf.revisions import WORKING_TREE, Source, install, read_revision
@@ -89,11 +89,9 @@ def compare_sources(
     launches: int | None,
     folder: Path,
     progress: Progress,
-    known: dict[str, list[Row]] | None = None,
+    exact: Sequence[str] = EXACT,
 ) -> Result:
-    """`compare_revisions`, of texts.
-
-    `known`: the base's exact rows by workload, where they were counted before; it is filled.
+    """`compare_revisions`, of texts; `exact` names the workloads to count.
 
     Raises:
         BadInputError: one doesn't import or run.
@@ -103,7 +101,8 @@ def compare_sources(
     pair = install_pair(base, new, folder / "pair")
     probe(pair, workloads[0])
     result = Result(base.name, new.name, [])
-    count_both(base, new, folder, progress, result, {} if known is None else known)
+    progress(f"counting on {', '.join(exact)}")
+    count_both(base, new, [w for w in WORKLOADS if w.name in exact], folder, result)
     if any(f.verdict is Verdict.REGRESSION for f in result.findings):
         result.notes.append("Nothing was timed: what is exact is worse.")
         return result
@@ -121,10 +120,9 @@ def compare_sources(
 def count_both(
     base: Source,
     new: Source,
+    workloads: Sequence[Workload],
     folder: Path,
-    progress: Progress,
     result: Result,
-    known: dict[str, list[Row]],
 ) -> None:
     """Count what is exact, of both sides, and add what came of it to the result.
 
@@ -133,30 +131,27 @@ def count_both(
     Raises:
         CannotError: a process died; the base's own answer is wrong.
     """
-    workloads = [w for w in WORKLOADS if w.name in EXACT]
-    progress(f"counting on {', '.join(EXACT)}")
+    base_rows: dict[str, list[Row]] = {}
     before_at, after_at = (install(s, folder / f"exact-{n}") for n, s in enumerate((base, new)))
 
     def count(workload: Workload) -> list[Row] | FailedError:
         try:
-            if workload.name not in known:
-                rows = measure_exact([workload], before_at, None, parts=EXACT_PARTS)
-                known[workload.name] = rows
+            base_rows[workload.name] = counted(workload, before_at, EXACT_PARTS)
         except FailedError as error:
             raise CannotError(f"there is nothing to compare {new.name} with: {error}") from error
         try:
-            return measure_exact([workload], after_at, None, parts=EXACT_PARTS)
+            return counted(workload, after_at, EXACT_PARTS)
         except FailedError as error:
             return error
 
     with ThreadPoolExecutor(max_workers=jobs()) as pool:
-        counted = list(pool.map(count, workloads))
+        new_rows = list(pool.map(count, workloads))
     decisions = read_accepted()
-    for workload, after in zip(workloads, counted, strict=True):
+    for workload, after in zip(workloads, new_rows, strict=True):
         if isinstance(after, FailedError):
             result.findings.append(wrong_answer(workload.name, str(after)))
         else:
-            result.findings += compare_rows(known[workload.name], after, decisions)
+            result.findings += compare_rows(base_rows[workload.name], after, decisions)
             result.rows += after
 
 

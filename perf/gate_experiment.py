@@ -8,24 +8,26 @@ change of `seeded.toml`. table: what all of it found, as text. Each step goes on
 
 import argparse
 import json
+import math
 import random
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from klppo_compile.perf.ab import Limits, compare_times, timed_findings
-from klppo_compile.perf.ab_run import Result, compare_sources
-from klppo_compile.perf.calibrating import GATE, ROUNDS, SECONDS
+from klppo_compile.perf.ab_run import EXACT, Result, compare_sources
+from klppo_compile.perf.calibrating import GATE, ROUNDS, SECONDS, jobs
 from klppo_compile.perf.findings import Verdict, exit_code
 from klppo_compile.perf.machine import machine
-from klppo_compile.perf.pairing import Launch, Timing, ask, install_sides, timings
+from klppo_compile.perf.pairing import Launch, Pair, Timing, ask, install_sides, logs, timings
 from klppo_compile.perf.revisions import WORKING_TREE, read_revision
-from klppo_compile.perf.rows import Row
 from klppo_compile.perf.seeding import Change, read_changes, seeded
-from klppo_compile.perf.statistics import proportion
+from klppo_compile.perf.statistics import bound, proportion
 
 FOLDER = Path(__file__).with_name("results") / "gate"
 ARMS = {"nothing changed": "new", "3 % slower": "slow"}
@@ -43,23 +45,26 @@ def record(folder: Path, launches: int) -> None:
     with tempfile.TemporaryDirectory(prefix="klppo-gate-") as place:
         sides = {"base": source, "null": source, "new": source, "slow": slow}
         pair = install_sides(sides, Path(place))
-        for number in range(len(document["launches"]), launches):
-            began = time.monotonic()
-            reply = ask(pair, GATE, number, ROUNDS, SECONDS)
-            document["launches"].append(
-                {
-                    "wall": round(time.monotonic() - began, 1),
-                    **{
-                        arm: {
-                            name: [round(t.new, 6), round(t.null, 6), round(t.seconds, 7), t.rounds]
-                            for name, t in timings(reply, side).items()
-                        }
-                        for arm, side in ARMS.items()
-                    },
-                }
-            )
-            write(path, document)
-            print(f"launch {number + 1}: {document['launches'][-1]['wall']} s", flush=True)
+        with ThreadPoolExecutor(max_workers=jobs()) as pool:
+            while (done := len(document["launches"])) < launches:
+                numbers = range(done, done + jobs())
+                document["launches"] += pool.map(lambda number: launched(pair, number), numbers)
+                write(path, document)
+                print(f"{len(document['launches'])} of {launches} launches", flush=True)
+
+
+def launched(pair: Pair, number: int) -> dict[str, Any]:
+    """One launch as it is kept: by arm and workload, what `Timing` begins with; and its seconds."""
+    began = time.monotonic()
+    reply = ask(pair, GATE, number, ROUNDS, SECONDS)
+    arms = {
+        arm: {
+            name: [round(t.new, 6), round(t.null, 6), round(t.seconds, 7), t.rounds]
+            for name, t in timings(reply, side).items()
+        }
+        for arm, side in ARMS.items()
+    }
+    return {"wall": round(time.monotonic() - began, 1), **arms}
 
 
 def recorded(document: dict[str, Any], arm: str) -> list[Launch]:
@@ -67,9 +72,17 @@ def recorded(document: dict[str, Any], arm: str) -> list[Launch]:
     return [
         {
             name: Timing(new, null, seconds, rounds, 0.0, same_code=True)
-            for name, (new, null, seconds, rounds) in launched[arm].items()
+            for name, (new, null, seconds, rounds) in kept[arm].items()
         }
-        for launched in document["launches"]
+        for kept in document["launches"]
+    ]
+
+
+def moved(launches: Sequence[Launch], effect: float) -> list[Launch]:
+    """Launches whose mean slowdown is `effect` on every workload; they spread as they did."""
+    steps = {name: effect - bound(*logs(launches, name)).value for name in launches[0]}
+    return [
+        {name: replace(t, new=t.new + steps[name]) for name, t in one.items()} for one in launches
     ]
 
 
@@ -118,8 +131,10 @@ def rates_table(document: dict[str, Any], affordable: int) -> str:
         "launches used",
     )
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for arm in ARMS:
-        launches = recorded(document, arm)
+    arms = {arm: recorded(document, arm) for arm in ARMS}
+    slow = list(ARMS)[1]
+    arms[f"{slow}, moved to {SLOWER:.2%}"] = moved(arms[slow], math.log1p(SLOWER))
+    for arm, launches in arms.items():
         for workloads in (GATE, *((name,) for name in GATE)):
             found = rates(launches, workloads, affordable)
             low, high = proportion(int(found[Verdict.REGRESSION]), RUNS)
@@ -134,18 +149,16 @@ def rates_table(document: dict[str, Any], affordable: int) -> str:
 
 
 def figures(launches: Sequence[Launch], workload: str) -> tuple[str, str]:
-    """Mean and standard deviation of an arm's launches, in words."""
-    logs = [launched[workload].new for launched in launches]
-    mean = sum(logs) / len(logs)
-    spread = (sum((x - mean) ** 2 for x in logs) / (len(logs) - 1)) ** 0.5
-    return f"{mean:+.2%}", f"{spread:.2%}"
+    """Mean slowdown of an arm's launches, and their standard deviation, in words."""
+    found = bound(*logs(launches, workload))
+    return f"{math.expm1(found.value):+.2%}", f"{found.error * math.sqrt(found.launches):.2%}"
 
 
 def ends(folder: Path, workload: str, minutes: float) -> None:
     """Compare every seeded change from end to end; each result is written as it comes."""
     path = folder / "ends.json"
     document = read(path) or {"machine": machine(), "minutes": minutes, "runs": {}}
-    source, known = read_revision(WORKING_TREE), dict[str, list[Row]]()
+    source = read_revision(WORKING_TREE)
     for change in read_changes():
         if change.name in document["runs"]:
             continue
@@ -153,7 +166,9 @@ def ends(folder: Path, workload: str, minutes: float) -> None:
         with tempfile.TemporaryDirectory(prefix="klppo-gate-") as place:
             deadline = began + 60 * minutes
             new, where = seeded(source, change), Path(place)
-            result = compare_sources(source, new, (workload,), deadline, None, where, quiet, known)
+            result = compare_sources(
+                source, new, (workload,), deadline, None, where, quiet, EXACT[:1]
+            )
         document["runs"][change.name] = outcome(change, result) | {
             "wall": round(time.monotonic() - began)
         }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import stdtrit
 from scipy.stats import binomtest
 
@@ -41,7 +42,7 @@ class Bound:
     low: float
     high: float
     error: float
-    freedom: float
+    freedom: int
     launches: int
 
 
@@ -54,27 +55,45 @@ class Said(StrEnum):
     CONTROL_FAILED = "control failed"
 
 
-def bound(logs: Sequence[float], control: Sequence[float]) -> Bound:
-    """The mean of launches, with bounds by Student's t.
+def bound(new: Sequence[float], null: Sequence[float]) -> Bound:
+    """The new side's slowdown, by launches' logarithms of its ratio and of the control's.
 
-    The spread is pooled with that of the control, the base against itself in the same launches:
-    what makes a launch differ makes both differ. They share the base, so that their variances
-    correlate by 1/4, and two of them are worth 2 / (1 + 1/4) of one.
+    The control is the base again, so that the base is measured twice: the slowdown of a launch is
+    new - null / 2, against the mean of both.
+    """
+    return _bound(np.array(new) - np.array(null) / 2, 1.5, spread2(new, null))
+
+
+def control(new: Sequence[float], null: Sequence[float]) -> Bound:
+    """The base against itself, which ought to be 0."""
+    return _bound(np.array(null), 2.0, spread2(new, null))
+
+
+def spread2(new: Sequence[float], null: Sequence[float]) -> float:
+    """Variance of one side in one launch.
+
+    From new - null / 2, of 1.5 such variances, and from null, of 2: they are independent, and each
+    knows it by launches - 1 degrees of freedom.
 
     Raises:
         ValueError: too few launches, or not as many of the control.
     """
-    n = len(logs)
-    if n < LEAST or len(control) != n:
+    n = len(new)
+    if n < LEAST or len(null) != n:
         raise ValueError(
-            f"a bound needs {LEAST} launches and as many of the control; got {n} and"
-            f" {len(control)}. Launch again."
+            f"a bound needs {LEAST} launches and as many of the control; got {n} and {len(null)}."
+            " Launch again."
         )
-    spread2 = (np.var(logs, ddof=1) + np.var(control, ddof=1)) / 2
-    freedom = 2 * (n - 1) / 1.25
-    error = math.sqrt(float(spread2) / n)
+    effect = np.var(np.array(new) - np.array(null) / 2, ddof=1)
+    return float(effect / 1.5 + np.var(null, ddof=1) / 2) / 2
+
+
+def _bound(values: NDArray[np.float64], variances: float, one: float) -> Bound:
+    """Student's bounds of a mean of launches, each of so many variances of one side."""
+    n = len(values)
+    error, freedom = math.sqrt(variances * one / n), 2 * (n - 1)
     reach = float(stdtrit(freedom, CONFIDENCE)) * error
-    value = float(np.mean(logs))
+    value = float(np.mean(values))
     return Bound(value, value - reach, value + reach, error, freedom, n)
 
 
@@ -85,17 +104,17 @@ def smallest_visible(found: Bound) -> float:
     return MARGIN + reach * found.error
 
 
-def say(logs: Sequence[float], control: Sequence[float], goal: float = GOAL) -> Said:
+def say(new: Sequence[float], null: Sequence[float], goal: float = GOAL) -> Said:
     """The rule of one stage: slower where the lower bound is above the margin.
 
-    The control is the base against itself: where the same rule sees a change in it, or in its
-    reverse, nothing that these launches say can be trusted. Not slower means that a slowdown of
-    `goal` would have been found.
+    The control is the base against itself: where the same rule sees a change in it, up or down,
+    nothing that these launches say can be trusted. Not slower means that a slowdown of `goal` would
+    have been found.
     """
-    null = bound(control, logs)
-    if null.low > MARGIN or null.high < -MARGIN:
+    itself = control(new, null)
+    if itself.low > MARGIN or itself.high < -MARGIN:
         return Said.CONTROL_FAILED
-    found = bound(logs, control)
+    found = bound(new, null)
     if found.low > MARGIN:
         return Said.SLOWER
     return Said.NOT_SLOWER if smallest_visible(found) <= goal else Said.UNCLEAR

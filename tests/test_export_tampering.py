@@ -1,15 +1,18 @@
 """Files and sidecars edited by hand: one clear line, and never a defect of ours."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
 from klppo_compile.cli import run
-from klppo_compile.exit_codes import ExitCode
+from klppo_compile.exit_codes import BadInputError, ExitCode
 from klppo_compile.export import export_loss
+from klppo_compile.export.inspection import inspect_file
 from klppo_compile.export.manifest import METADATA_KEY, sidecar_path
+from klppo_compile.export.runtime import open_file
 from tests.export_cases import loss_of
 
 
@@ -115,8 +118,61 @@ def test_a_picture_of_an_unknown_kind_is_refused(place, tmp_path, capsys):
 def test_a_failed_gate_says_when_rows_are_not_finite(place, tmp_path, capsys):
     with np.load(place / "rollout.npz") as stored:
         values = dict(stored)
-    values["action"][5] = 99
+    values["action_log_prob"][5] = -1e30  # finite, but its ratio is not
     np.savez(tmp_path / "wrong.npz", **values)
     command = ["evaluate", str(place / "loss.onnx"), "--data", str(tmp_path / "wrong.npz")]
     assert run([*command, "--max-kl", "9"]) == ExitCode.FAILED
     assert "<= 9, 1 rows are not finite" in capsys.readouterr().out
+
+
+def test_weights_in_another_file_are_not_read(tmp_path, monkeypatch):
+    """Wherever they lie: beside the file, or in the folder that the command runs in."""
+    monkeypatch.chdir(tmp_path)
+    loss, data = loss_of("Categorical")
+    export_loss(loss, data, Path("loss.onnx"), checked=False)
+    model = onnx.load_model("loss.onnx")
+    weight = max(model.graph.initializer, key=lambda x: len(x.raw_data))
+    Path("weights.bin").write_bytes(bytes(len(weight.raw_data)))
+    size = str(len(weight.raw_data))
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "weights.bin"), ("offset", "0"), ("length", size)):
+        weight.external_data.add(key=key, value=value)
+    Path("outside.onnx").write_bytes(model.SerializeToString())
+    for read in (open_file, inspect_file):
+        with pytest.raises(BadInputError, match=r"its own weights; .* other files"):
+            read(Path("outside.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--max-kl nan", "finite number; got nan"),
+        ("--max-kl inf --json", "finite number; got inf"),
+        ("--set beta=-1", "at least 0"),
+        ("--set beta=1e39", "at least 0"),
+        ("--set beta=1 --set beta=2", "beta twice"),
+        ("--out loss.onnx/x.json", "must be writable"),
+        ("--picture nowhere/x.png --out kept.json", "must be writable"),
+    ],
+)
+def test_impossible_words_are_refused_before_anything_is_written(place, words, said, capsys):
+    file, data = str(place / "loss.onnx"), str(place / "rollout.npz")
+    before = sorted(place.iterdir())
+    code = run(["evaluate", file, "--data", data, *words.replace("loss.onnx", file).split()])
+    assert code == ExitCode.BAD_INPUT
+    assert said in capsys.readouterr().err
+    assert sorted(place.iterdir()) == before
+    assert not Path("kept.json").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("action", -1), ("action", 99), ("logits", np.inf)])
+def test_a_row_that_no_policy_recorded_is_named(place, tmp_path, name, value, capsys):
+    arrays = dict(np.load(place / "rollout.npz"))
+    arrays[name][3] = value
+    np.savez(tmp_path / "bad.npz", **arrays)
+    words = ["evaluate", str(place / "loss.onnx"), "--data", str(tmp_path / "bad.npz")]
+    assert run(words) == ExitCode.BAD_INPUT
+    error = capsys.readouterr().err
+    assert f"'{name}'" in error
+    assert "row 3" in error

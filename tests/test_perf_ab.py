@@ -10,7 +10,7 @@ import pytest
 
 from klppo_compile.cli import run
 from klppo_compile.exit_codes import BadInputError
-from klppo_compile.perf import calibrating
+from klppo_compile.perf import calibrating, exact_cache
 from klppo_compile.perf.ab import Comparison, Limits, compare_times, timed_findings
 from klppo_compile.perf.calibrating import GATE, chosen_workloads, noise_of
 from klppo_compile.perf.findings import Verdict, exit_code
@@ -24,7 +24,9 @@ from klppo_compile.perf.revisions import (
     install,
     read_revision,
 )
+from klppo_compile.perf.rows import Row
 from klppo_compile.perf.seeding import read_changes, seeded, slowdown
+from klppo_compile.perf.workloads import WORKLOADS
 
 ROOT = Path(__file__).resolve().parents[1]
 CHANGES = read_changes()
@@ -162,6 +164,25 @@ def test_bad_input_is_one_line_and_2(arguments, said, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert run(["bench", *arguments]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_was_counted_of_a_text_is_not_counted_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    row = Row(GATE[0], "ours", "kernels", "kernels", 3.0, 3.0, 3.0, 1, "lower", "exact")
+    calls = []
+    monkeypatch.setattr(exact_cache, "measure_exact", lambda *_, **__: calls.append(1) or [row])
+    place = tmp_path / "place"
+    install(Source("a", {"loss.py": "1"}), place)
+    for _ in range(2):
+        assert exact_cache.counted(WORKLOADS[0], place, ("eager",)) == [row]
+    assert len(calls) == 1
+    (kept,) = (tmp_path / "cache" / "klppo-ab" / "exact").iterdir()
+    kept.write_text("{")  # cut short
+    assert exact_cache.counted(WORKLOADS[0], place, ("eager",)) == [row]
+    install(Source("b", {"loss.py": "2"}), place)
+    exact_cache.counted(WORKLOADS[0], place, ("eager",))
+    exact_cache.counted(WORKLOADS[1], place, ("eager",))
+    assert len(calls) == 4
 
 
 # ---- what is seeded

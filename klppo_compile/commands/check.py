@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from klppo_compile.commands.verdict import provider_option
+from klppo_compile.commands.verdict import positive, provider_option
 from klppo_compile.exit_codes import ExitCode
 
 
@@ -17,7 +17,9 @@ from klppo_compile.exit_codes import ExitCode
 @click.option("--target", help="Run folder or module:factory that it was exported from.")
 @click.option("--checkpoint", metavar="NAME|FILE", help="As for klppo export.")
 @provider_option
-@click.option("--tolerance", type=float, help="[default: the one it was exported with]")
+@click.option(
+    "--tolerance", type=float, callback=positive, help="[default: the one it was exported with]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     file: Path,

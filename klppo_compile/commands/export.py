@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from klppo_compile.commands.verdict import positive
 from klppo_compile.exit_codes import BadInputError, ExitCode
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ CODE = (
     type=click.Path(path_type=Path),
     help="Example rollout.  [default: the run's last, or the factory's]",
 )
-@click.option("--tolerance", type=float, help="[default: 1e-5, with float16 networks 2e-2]")
+@click.option(
+    "--tolerance", type=float, callback=positive, help="[default: 1e-5, with float16 networks 2e-2]"
+)
 @click.option("--no-check", is_flag=True, help="Write the file unchecked; its sidecar says so.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(

@@ -1,6 +1,7 @@
 """What evaluate, compare and merge share: their options, the bar, the table, the gates."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,18 +39,57 @@ provider_option = click.option(
 )
 
 
+def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:  # noqa: ARG001  click's signature
+    """A number that something can be held against.
+
+    Raises:
+        BadParameter: NaN or infinity.
+    """
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"it must be a finite number; got {value}.")
+    return value
+
+
+def positive(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """A finite number above 0.
+
+    Raises:
+        BadParameter: another one.
+    """
+    if finite(ctx, param, value) is not None and not value > 0:  # type: ignore[operator]
+        raise click.BadParameter(f"it must be above 0; got {value}.")
+    return value
+
+
+def writable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:  # noqa: ARG001  click's signature
+    """A path that can be written, asked before the work and not after it."""
+    if value is not None:
+        from klppo_compile.export.manifest import require_writable
+
+        require_writable(value)
+    return value
+
+
 def result_options(function: Decorator) -> Decorator:
     """Gates, and where the result goes."""
     for name, text in reversed(LIMITS.items()):
-        gate = click.option(f"--{name}", type=float, metavar="X", help=f"Gate: {text}")
+        gate = click.option(
+            f"--{name}", type=float, callback=finite, metavar="X", help=f"Gate: {text}"
+        )
         function = gate(function)
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
         click.option(
-            "--picture", type=click.Path(path_type=Path), help="Draw KL and ratio (.png, .svg)."
+            "--picture",
+            type=click.Path(path_type=Path),
+            callback=writable,
+            help="Draw KL and ratio (.png, .svg).",
         ),
         click.option(
-            "--out", type=click.Path(path_type=Path), help="Save the result, also for klppo merge."
+            "--out",
+            type=click.Path(path_type=Path),
+            callback=writable,
+            help="Save the result, also for klppo merge; a gate that fails saves it too.",
         ),
     ):
         function = option(function)
