@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from klppo_compile.exit_codes import FailedError, MissingRequirementError
 from klppo_compile.export.data import Matched, open_rollout
-from klppo_compile.export.evaluation import padded
+from klppo_compile.export.evaluation import padded, stream
 from klppo_compile.export.runtime import OnnxFile, open_file
 
 Arrays = dict[str, NDArray[Any]]
@@ -57,6 +57,7 @@ def check_file(
     tolerance = file.manifest.tolerance if tolerance is None else tolerance
     notes = [] if file.verified else [f"{path} has no sidecar: its bytes are unverified"]
     notes += _structure(path, file)
+    _refuse_nan(file, data)
     if target is not None:
         errors, against = _against_target(file, data, target, checkpoint, tolerance), target
     else:
@@ -71,6 +72,16 @@ def check_file(
             f" {errors[name]:.2g} off."
         )
     return Checked(file, against, errors, tolerance, tuple(notes))
+
+
+def _refuse_nan(file: OnnxFile, data: Path) -> None:
+    """Rows that were recorded wrong are an error of the data: named as `klppo evaluate` does."""
+    if file.manifest.graph != "loss":
+        return
+    with open_rollout(data) as rollout:
+        matched = rollout.match(file.manifest)
+        units = max(1, min(matched.units, ROWS // matched.inner))
+        stream(file, matched, {}, (0, units), ROWS, lambda rows: None)  # noqa: ARG005 - a progress bar's
 
 
 def _structure(path: Path, file: OnnxFile) -> list[str]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from klppo_compile.exit_codes import BadInputError
 from klppo_compile.export.data import Matched, Rollout
-from klppo_compile.export.manifest import Manifest
+from klppo_compile.export.manifest import Manifest, sha256
 from klppo_compile.export.row_reader import ROW_OUTPUTS, RowReader
 from klppo_compile.export.runtime import OnnxFile
 from klppo_compile.export.totals import Evaluation, Totals
@@ -106,7 +106,14 @@ def stream(
         reader.take({k: x[real] for k, x in inputs.items()}, kept, row)
         progress((last - first) * matched.inner)
     ranges = [(start * matched.inner, stop * matched.inner)]
-    return Evaluation(file.sha256, reader.settings, used, matched.rows, ranges, totals)
+    ends = rollout_ends(matched)
+    return Evaluation(file.sha256, reader.settings, used, matched.rows, ends, ranges, totals)
+
+
+def rollout_ends(matched: Matched) -> str:
+    """SHA-256 of the first and the last row of a rollout, whichever part of it is evaluated."""
+    ends = [matched.read(0, 1), matched.read(matched.units - 1, matched.units)]
+    return sha256(b"".join(x.tobytes() for end in ends for _, x in sorted(end.items())))
 
 
 def _range(matched: Matched, rows: tuple[int, int | None]) -> tuple[int, int]:

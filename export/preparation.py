@@ -47,6 +47,8 @@ def prepare(
         notes.append(f"exported in evaluation mode; in training mode were {', '.join(changed)}")
     family = _family(copied, example, kind, notes)
     reference = _graph(copied, kind, example)
+    if kind == "loss":
+        _require_numbers(copied, reference, example)
     if dtype == "float32":
         return Prepared(reference, reference, example, tuple(notes), family)
     halved, _ = frozen_copy(copied)
@@ -57,6 +59,22 @@ def prepare(
 
 def _graph(loss: KLPENPPOLoss, kind: str, example: TensorDictBase) -> Graph:
     return GRAPHS[kind](loss, entries_of(loss, kind, example), example.ndim)
+
+
+def _require_numbers(loss: KLPENPPOLoss, graph: Graph, example: TensorDictBase) -> None:
+    """Refuse NaN in a row that counts; a masked row may hold anything."""
+    with torch.no_grad():
+        bad = loss(example).get("nonfinite", None)
+    if bad is None or not bad:
+        return
+    for entry in graph.entries:
+        x = example[entry.key]
+        rows = x.isnan().flatten(example.ndim).any(-1) if x.ndim > example.ndim else x.isnan()
+        if rows.any():
+            raise BadInputError(
+                f"every row of an example that counts must hold numbers; {entry.key!r} has NaN in"
+                f" row {int(rows.flatten().nonzero()[0])}. Drop such rows, or mask them."
+            )
 
 
 def _refuse_loss(loss: Any, kind: str) -> None:

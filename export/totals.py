@@ -19,7 +19,7 @@ from klppo_compile.export.statistics import (
     to_plain,
 )
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass
@@ -93,6 +93,7 @@ class Evaluation:
         settings: of it that the report needs.
         scalars: beta and the coefficients that were used.
         rollout_rows: of the whole rollout.
+        rollout_ends: SHA-256 of its first and last row: two of one length are told apart.
         ranges: of its rows, `[start, stop)`.
         totals: what was found.
     """
@@ -101,6 +102,7 @@ class Evaluation:
     settings: dict[str, Any]
     scalars: dict[str, float]
     rollout_rows: int
+    rollout_ends: str
     ranges: list[tuple[int, int]]
     totals: Totals
 
@@ -111,7 +113,7 @@ class Evaluation:
 
     def merge(self, other: "Evaluation") -> None:
         """Take in ranges that another machine evaluated; those of another file are refused."""
-        for name in ("file_sha256", "settings", "scalars", "rollout_rows"):
+        for name in ("file_sha256", "settings", "scalars", "rollout_rows", "rollout_ends"):
             if getattr(self, name) != getattr(other, name):
                 raise BadInputError(
                     f"parts of one evaluation must have the same {name.replace('_', ' ')}; they"
@@ -134,6 +136,7 @@ class Evaluation:
             "settings": self.settings,
             "scalars": self.scalars,
             "rollout_rows": self.rollout_rows,
+            "rollout_ends": self.rollout_ends,
             "ranges": self.ranges,
             "totals": self.totals.to_json(),
         }
@@ -147,9 +150,17 @@ class Evaluation:
             if values["schema"] != SCHEMA:
                 raise ValueError(f"schema {values['schema']!r}")
             ranges = [(int(a), int(b)) for a, b in values["ranges"]]
-            totals = Totals.from_json(values["totals"])
-            sha256, rows = str(values["file_sha256"]), int(values["rollout_rows"])
-            return cls(sha256, values["settings"], values["scalars"], rows, ranges, totals)
+            if not ranges or any(not 0 <= start < stop for start, stop in ranges):
+                raise ValueError(f"ranges {ranges}")
+            return cls(
+                str(values["file_sha256"]),
+                values["settings"],
+                values["scalars"],
+                int(values["rollout_rows"]),
+                str(values["rollout_ends"]),
+                ranges,
+                Totals.from_json(values["totals"]),
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise BadInputError(
                 f"{path} must be a result that klppo evaluate saved; got {error!r}."

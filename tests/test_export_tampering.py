@@ -171,8 +171,34 @@ def test_a_row_that_no_policy_recorded_is_named(place, tmp_path, name, value, ca
     arrays = dict(np.load(place / "rollout.npz"))
     arrays[name][3] = value
     np.savez(tmp_path / "bad.npz", **arrays)
-    words = ["evaluate", str(place / "loss.onnx"), "--data", str(tmp_path / "bad.npz")]
-    assert run(words) == ExitCode.BAD_INPUT
-    error = capsys.readouterr().err
-    assert f"'{name}'" in error
-    assert "row 3" in error
+    for command in ("evaluate", "check"):
+        words = [command, str(place / "loss.onnx"), "--data", str(tmp_path / "bad.npz")]
+        assert run(words) == ExitCode.BAD_INPUT
+        error = capsys.readouterr().err
+        assert f"'{name}'" in error
+        assert "row 3" in error
+
+
+def test_an_example_with_nan_is_refused(tmp_path):
+    loss, data = loss_of("Categorical")
+    data["advantage"][2] = np.nan
+    with pytest.raises(BadInputError, match="'advantage' has NaN in row 2"):
+        export_loss(loss, data, tmp_path / "loss.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_of_two_rollouts_of_one_length_do_not_merge(place, tmp_path, capsys):
+    arrays = dict(np.load(place / "rollout.npz"))
+    np.savez(tmp_path / "other.npz", **{**arrays, "advantage": 5 * arrays["advantage"]})
+    file, half = str(place / "loss.onnx"), str(len(arrays["advantage"]) // 2)
+    for data, rows in ((place / "rollout.npz", f":{half}"), (tmp_path / "other.npz", f"{half}:")):
+        saved = str(tmp_path / f"{data.stem}.json")
+        words = ["evaluate", file, "--data", str(data), "--rows", rows, "--out", saved]
+        assert run(words) == ExitCode.GOOD
+    parts = [str(tmp_path / f"{name}.json") for name in ("rollout", "other")]
+    assert run(["merge", *parts]) == ExitCode.BAD_INPUT
+    assert "the same rollout ends" in capsys.readouterr().err
+    for ranges in ([], [[3, 3]], [[0, -5]]):
+        values = json.loads(Path(parts[0]).read_text(encoding="utf-8"))
+        (tmp_path / "odd.json").write_text(json.dumps({**values, "ranges": ranges}))
+        assert run(["merge", str(tmp_path / "odd.json")]) == ExitCode.BAD_INPUT
