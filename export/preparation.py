@@ -48,7 +48,7 @@ def prepare(
     family = _family(copied, example, kind, notes)
     reference = _graph(copied, kind, example)
     if kind == "loss":
-        _require_numbers(copied, reference, example)
+        _require_numbers(reference, example)
     if dtype == "float32":
         return Prepared(reference, reference, example, tuple(notes), family)
     halved, _ = frozen_copy(copied)
@@ -61,11 +61,11 @@ def _graph(loss: KLPENPPOLoss, kind: str, example: TensorDictBase) -> Graph:
     return GRAPHS[kind](loss, entries_of(loss, kind, example), example.ndim)
 
 
-def _require_numbers(loss: KLPENPPOLoss, graph: Graph, example: TensorDictBase) -> None:
+def _require_numbers(graph: Graph, example: TensorDictBase) -> None:
     """Refuse NaN in a row that counts; a masked row may hold anything."""
     with torch.no_grad():
-        bad = loss(example).get("nonfinite", None)
-    if bad is None or not bad:
+        found = graph(*(example[entry.key] for entry in graph.entries), *graph.scalars().values())
+    if not dict(zip(graph.names, found, strict=True))["nonfinite"]:
         return
     for entry in graph.entries:
         x = example[entry.key]
