@@ -43,7 +43,7 @@ class Captured:
 
 @contextmanager
 def traceable() -> Iterator[None]:
-    """No gradients, no value checks of distributions, none of the tracer's own messages."""
+    """No gradients, nothing compiled, no checks of distributions, no message of the tracer's."""
     # torch gives no way to ask for it.
     validate = Distribution._validate_args  # noqa: SLF001
     silenced = logging.root.manager.disable
@@ -51,7 +51,13 @@ def traceable() -> Iterator[None]:
     # The tracer logs the whole graph where it fails; what matters of it is in our error.
     logging.disable(max(silenced, logging.WARNING))
     try:
-        with torch.no_grad(), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        with (
+            torch.no_grad(),
+            # A network that torch.compile wraps is traced as what it wraps.
+            torch.compiler.set_stance("force_eager"),
+            warnings.catch_warnings(),
+            redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -89,7 +95,7 @@ def traced_rows(graph: Graph, example: TensorDictBase, batch: int) -> tuple[Tens
         rows = torch.cat([rows, rows], 1)
     entries = [rows.get(entry.key).detach().cpu().contiguous() for entry in graph.entries]
     numbers = [number.detach().cpu().clone() for number in graph.scalars().values()]
-    return tuple(x.float() if x.dtype == torch.float64 else x for x in (*entries, *numbers))
+    return (*entries, *numbers)
 
 
 def capture(graph: Graph, example: TensorDictBase, batch: int) -> Captured:
@@ -100,8 +106,9 @@ def capture(graph: Graph, example: TensorDictBase, batch: int) -> Captured:
             can't be traced at all.
     """
     arguments = traced_rows(graph, example, batch)
-    dims = [] if batch else [Dim(name) for name in DIMENSIONS[: graph.batch_dims]]
-    rows = [dict(enumerate(dims)) for _ in graph.entries]
+    named = DIMENSIONS[: graph.batch_dims]
+    dims = {i: Dim(name) for i, name in enumerate(named) if i or not batch}
+    rows = [dims for _ in graph.entries]
     shapes = {"tensors": (*rows, *[None] * len(graph.scalars()))}
     before = {name: x.clone() for name, x in graph.named_buffers()}
     with traceable():

@@ -101,8 +101,7 @@ class CaseMaker:
 
     def _arrays(self, rows: Tensor, time: Tensor | None = None) -> Arrays:
         chosen = self.example[rows] if time is None else self.example[rows][:, time]
-        found = {e.name: chosen.get(e.key).detach().cpu().contiguous() for e in self.entries}
-        return {k: x.float() if x.dtype == torch.float64 else x for k, x in found.items()}
+        return {e.name: chosen.get(e.key).detach().cpu().contiguous() for e in self.entries}
 
     def _disturbed(self, size: int, spread: float = 0.3) -> Arrays:
         """Rows drawn again, their observations disturbed, everything free redrawn.
@@ -130,9 +129,10 @@ class CaseMaker:
         for entry in self.entries:
             x = arrays[entry.name]
             if entry.role == "observation" and x.is_floating_point():
-                arrays[entry.name] = x + spread * self._noise(x) * self._deviation(entry)
+                moved = x + spread * self._noise(x) * self._deviation(entry)
+                arrays[entry.name] = moved.to(x.dtype)
             elif entry.role == "advantage":
-                arrays[entry.name] = self._noise(x)
+                arrays[entry.name] = self._noise(x).to(x.dtype)
             elif entry.role == "mask":
                 kept = torch.rand(x.shape, generator=self.random) < 0.8
                 kept[0] = True
@@ -154,14 +154,18 @@ class CaseMaker:
             if not old or not nats or 0.5 < kl / nats < 2.0:
                 break
             size *= (nats / kl) ** 0.5 if 0 < kl < torch.inf else 0.1
+        # A policy that is almost sure takes steps to that KL which would make ratios of thousands.
+        spread = 2 * min(size, nats**0.5)
         for e in self.entries:
             x = arrays[e.name]
             if e.role == "log_prob":
-                log_prob = new["log_prob"].reshape(x.shape) - 2 * size * self._noise(x)
-                arrays[e.name] = log_prob.to(x.dtype)
+                moved = new["log_prob"].reshape(x.shape) - spread * self._noise(x)
             elif e.role in {"value_target", "state_value"}:
                 away = 1.0 if e.role == "value_target" else self.defaults["clip_value"]
-                arrays[e.name] = new["value"].reshape(x.shape) + away * self._noise(x)
+                moved = new["value"].reshape(x.shape) + away * self._noise(x)
+            else:
+                continue
+            arrays[e.name] = moved.to(x.dtype)
         return arrays
 
     def _noise(self, x: Tensor) -> Tensor:

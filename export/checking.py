@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from klppo_compile.exit_codes import FailedError, MissingRequirementError
 from klppo_compile.export.data import Matched, open_rollout
 from klppo_compile.export.evaluation import padded, stream
 from klppo_compile.export.runtime import OnnxFile, open_file
+
+if TYPE_CHECKING:
+    from klppo_compile.export.parity import Parity
 
 Arrays = dict[str, NDArray[Any]]
 ROWS = 4096
@@ -28,8 +31,9 @@ class Checked:
         file: that was checked.
         against: what it was compared with, in words.
         errors: of each output, relative to the larger of 1 and the value.
-        tolerance: that they are within.
+        tolerance: that was asked for.
         notes: what was not checked, and why.
+        problem: why the check failed; empty where it didn't.
     """
 
     file: OnnxFile
@@ -37,6 +41,7 @@ class Checked:
     errors: dict[str, float]
     tolerance: float
     notes: tuple[str, ...]
+    problem: str
 
 
 def check_file(
@@ -51,35 +56,39 @@ def check_file(
     """Check a file against the loss it was made from, or, without one, against itself.
 
     Raises:
-        FailedError: it computes something else, or is of other parameters.
+        FailedError: its graph is not one that runs everywhere, or is of other parameters.
     """
     file = open_file(path, provider)
     tolerance = file.manifest.tolerance if tolerance is None else tolerance
-    notes = [] if file.verified else [f"{path} has no sidecar: its bytes are unverified"]
+    notes = [file.doubt] if file.doubt else []
     notes += _structure(path, file)
-    _refuse_nan(file, data)
-    if target is not None:
-        errors, against = _against_target(file, data, target, checkpoint, tolerance), target
-    else:
-        notes.append("not compared with PyTorch; give --target for that")
-        with open_rollout(data) as rollout:
-            errors = _against_itself(file, rollout.match(file.manifest))
-        against = "itself row by row, on the CPU"
-    name = max(errors, key=lambda key: errors[key])
-    if not errors[name] <= tolerance:
-        raise FailedError(
-            f"{path} must agree with {against} within {tolerance:g}; its {name} is"
-            f" {errors[name]:.2g} off."
-        )
-    return Checked(file, against, errors, tolerance, tuple(notes))
-
-
-def _refuse_nan(file: OnnxFile, data: Path) -> None:
-    """Rows that were recorded wrong are an error of the data: named as `klppo evaluate` does."""
-    if file.manifest.graph != "loss":
-        return
     with open_rollout(data) as rollout:
         matched = rollout.match(file.manifest)
+        _refuse_nan(file, matched)
+        errors = {} if target is not None else _against_itself(file, matched)
+    if target is None:
+        notes.append("not compared with PyTorch; give --target for that")
+        against = "itself row by row, on the CPU"
+        problem = _problem(path, errors, tolerance, against)
+    else:
+        parity = _against_target(file, data, target, checkpoint, tolerance)
+        errors, against, problem = parity.errors(), target, parity.problem()
+    return Checked(file, against, errors, tolerance, tuple(notes), problem)
+
+
+def _problem(path: Path, errors: Mapping[str, float], tolerance: float, against: str) -> str:
+    name = max(errors, key=lambda key: errors[key])
+    if errors[name] <= tolerance:
+        return ""
+    return (
+        f"{path} must agree with {against} within {tolerance:g}; its {name} is"
+        f" {errors[name]:.2g} off."
+    )
+
+
+def _refuse_nan(file: OnnxFile, matched: Matched) -> None:
+    """Rows that were recorded wrong are an error of the data: named as `klppo evaluate` does."""
+    if file.manifest.graph == "loss":
         units = max(1, min(matched.units, ROWS // matched.inner))
         stream(file, matched, {}, (0, units), ROWS, lambda rows: None)  # noqa: ARG005 - a progress bar's
 
@@ -101,8 +110,10 @@ def _structure(path: Path, file: OnnxFile) -> list[str]:
 
 def _against_target(
     file: OnnxFile, data: Path, target: str, checkpoint: str | None, tolerance: float
-) -> dict[str, float]:
+) -> "Parity":
     try:
+        import torch
+
         from klppo_compile.export.description import parameters_hash
         from klppo_compile.export.exporting import session_runner
         from klppo_compile.export.parity import check
@@ -119,13 +130,19 @@ def _against_target(
             f"{file.path} must be of the target's parameters; {target} has others. Name the"
             " checkpoint it was exported from with --checkpoint."
         )
-    prepared = prepare(found.loss, found.example, manifest.graph)
+    assert found.example is not None
+    example = found.example.reshape(-1) if manifest.batch_dims == 1 else found.example
+    for spec in manifest.inputs:
+        key = tuple(spec.key.split("."))
+        if (x := example.get(key, None)) is not None:
+            # As `Matched.read` gives it to the file: what is narrower, widened.
+            example.set(key, x.to(getattr(torch, spec.dtype)))
+    prepared = prepare(found.loss, example, manifest.graph)
     names = [entry.name for entry in prepared.reference.entries]
     if names != [spec.name for spec in manifest.inputs]:
         raise FailedError(f"{file.path} must have the target's inputs {names}; it has others.")
     runner = session_runner(file.session, manifest)
-    parity = check(prepared.reference, prepared.example, runner, tolerance, manifest.batch)
-    return parity.require().errors()
+    return check(prepared.reference, prepared.example, runner, tolerance, manifest.batch)
 
 
 def _against_itself(file: OnnxFile, matched: Matched) -> dict[str, float]:
@@ -137,7 +154,12 @@ def _against_itself(file: OnnxFile, matched: Matched) -> dict[str, float]:
     count = next(iter(arrays.values())).shape[0]
     inputs, real = padded(file.manifest, arrays)
     whole = file.run(inputs)
-    errors = {name: _finite(file, name, x) for name, x in whole.items()}
+    # A masked row of a loss may be anything; `_refuse_nan` has seen the others.
+    loss = file.manifest.graph == "loss"
+    for output in file.manifest.outputs:
+        if not (loss and output.rows):
+            _require_numbers(file, output.name, whole[output.name])
+    errors: dict[str, float] = {}
     _take(errors, open_file(file.path, "cpu").run(inputs), whole)
     # A row's own numbers depend on no other row; a loss that is not reduced may, by its advantage.
     rows = [s.name for s in file.manifest.outputs if s.rows and not s.name.startswith("loss_")]
@@ -148,19 +170,20 @@ def _against_itself(file: OnnxFile, matched: Matched) -> dict[str, float]:
     return errors
 
 
-def _finite(file: OnnxFile, name: str, x: NDArray[Any]) -> float:
+def _require_numbers(file: OnnxFile, name: str, x: NDArray[Any]) -> None:
     if np.isnan(x.astype(np.float64)).any():
         raise FailedError(
             f"{file.path} must give numbers for this data; its {name} has NaN. Look for NaN in the"
             " data."
         )
-    return 0.0
 
 
 def _take(errors: dict[str, float], got: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for name, x in got.items():
         a, b = x.astype(np.float64), wanted[name].astype(np.float64)
-        same = a == b
+        same = (a == b) | (np.isnan(a) & np.isnan(b))
         with np.errstate(invalid="ignore"):
             error = np.where(same, 0.0, np.abs(a - b) / np.maximum(1.0, np.abs(b)))
+        # What only one of them can't say is infinitely far.
+        error[np.isnan(error)] = np.inf
         errors[name] = max(errors.get(name, 0.0), float(error.max(initial=0.0)))

@@ -38,7 +38,8 @@ def compare(
     def feed(arrays: dict[str, Array]) -> dict[str, Array]:
         found = old.run(_without_past(old.manifest, arrays), [*old.manifest.head, "log_prob"])
         past = {name: found[output] for name, output in links.items()}
-        return {s.name: {**arrays, **past}[s.name] for s in new.manifest.inputs}
+        inputs = {spec.name: {**arrays, **past}[spec.name] for spec in new.manifest.inputs}
+        return {s.name: inputs[s.name].astype(s.dtype, copy=False) for s in new.manifest.inputs}
 
     return stream(new, matched, {}, rows, batch_rows, progress, feed)
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tensordict import TensorDictBase
 
-from klppo_compile.exit_codes import BadInputError
+from klppo_compile.exit_codes import BadInputError, MissingRequirementError
 from klppo_compile.export import manifest as manifests
 from klppo_compile.export.capture import Captured, capture
 from klppo_compile.export.description import describe
@@ -18,6 +19,7 @@ from klppo_compile.export.gamma import NOTE, needs_gamma
 from klppo_compile.export.manifest import Manifest
 from klppo_compile.export.parity import TOLERANCE, Parity, Runner, check
 from klppo_compile.export.preparation import prepare
+from klppo_compile.export.runtime import PACKAGES, load_onnxruntime, open_session
 from klppo_compile.loss import KLPENPPOLoss
 
 FORMATS = ("onnx", "pt2", "aoti")
@@ -98,13 +100,23 @@ def export_loss(
 
 
 def require_ready(form: str, opset: int, path: Path) -> None:
-    """Refuse, before any work, a format or opset that is none, and a path that can't be written."""
+    """Refuse what would fail later, before any work: a format, opset, ending, package or path."""
     if form not in FORMATS:
         raise BadInputError(f"the format is one of {', '.join(FORMATS)}; got {form!r}.")
     if form == "onnx":
         from klppo_compile.export.onnx_file import check_opset
 
         check_opset(opset)
+        load_onnxruntime()
+        if find_spec("onnxscript") is None:
+            raise MissingRequirementError(
+                "torch writes ONNX with onnxscript, which is not installed. Run pip install"
+                " 'klppo-compile[export]'."
+            )
+    # By the ending, `check`, `evaluate` and `inspect` tell data from code.
+    if (form == "onnx") is (path.suffix in PACKAGES):
+        ending = ".onnx" if form == "onnx" else ".pt2"
+        raise BadInputError(f"a file of the format {form} ends in {ending}; got {path.name}.")
     manifests.require_writable(path)
 
 
@@ -117,7 +129,6 @@ def _write(
 
         return write_package(form, captured, manifest)
     from klppo_compile.export import onnx_file
-    from klppo_compile.export.runtime import open_session
 
     notes = (*manifest.notes, NOTE) if needs_gamma(captured.program) else manifest.notes
     found = {**manifest.versions, "onnx": version("onnx")}

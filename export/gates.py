@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from klppo_compile.exit_codes import BadInputError
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -53,6 +55,21 @@ class Verdict:
         sign = "<=" if self.gate.upper else ">="
         broken = f", {self.nonfinite:,} rows are not finite" if self.nonfinite else ""
         return f"{self.word}: {self.gate.number} {self.found:.6g} {sign} {self.limit:g}{broken}"
+
+
+def require_able_to_fail(limits: Mapping[str, float], scalars: Mapping[str, float]) -> None:
+    """Refuse a limit that no result of these coefficients could be beyond.
+
+    Raises:
+        BadInputError: on a ratio that the loss itself caps.
+    """
+    limit, cap = limits.get("max-ratio"), scalars.get("max_importance_ratio")
+    if limit is not None and cap is not None and limit >= cap:
+        raise BadInputError(
+            f"--max-ratio must be below the {cap:g} at which this loss caps every ratio; got"
+            f" {limit:g}, which nothing could fail. Lift the cap for an evaluation with"
+            " --set max_importance_ratio=1e9."
+        )
 
 
 def judge(report: Mapping[str, Any], limits: Mapping[str, float]) -> list[Verdict]:

@@ -237,7 +237,7 @@ class RecordingHead(ActorHead):
 def _single_row_as_it_is(batch: Minibatch, advantage: Tensor) -> Minibatch:
     """One advantage alone is not standardised; a traced graph can't ask how many there are."""
     single = torch.ones_like(advantage).sum() < 2
-    value = torch.where(single, advantage.max(), batch.advantage)
+    value = torch.where(single, advantage.max().to(batch.advantage.dtype), batch.advantage)
     return Minibatch(**{**vars(batch), "advantage": value})
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from klppo_compile.exit_codes import BadInputError, MissingRequirementError
-from klppo_compile.export.manifest import METADATA_KEY, Manifest, read_verified, sha256
+from klppo_compile.export.manifest import METADATA_KEY, Manifest, doubt, read_verified, sha256
+from klppo_compile.export.runtime import PACKAGES
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Inspection:
         operators: how many there are of each type; empty in formats that are not ONNX.
         verified: a sidecar has the hash of these bytes.
         tolerance_met: the largest error that its check found; None where it had none.
+        doubt: what is not known of its numbers, in words; empty where they were checked.
     """
 
     manifest: Manifest
@@ -24,19 +26,26 @@ class Inspection:
     operators: dict[str, int]
     verified: bool
     tolerance_met: float | None
+    doubt: str
 
 
 def inspect_file(path: Path) -> Inspection:
     """Read a file as data."""
     content, sidecar = read_verified(path)
-    if path.suffix == ".pt2" and sidecar is not None:
+    if path.suffix in PACKAGES:
         # Such a package is code; what it is, its sidecar says.
+        if sidecar is None:
+            raise BadInputError(
+                f"{path} is a package of torch, which is code; what it is, only {path}.json says,"
+                " which is not there. Copy that too."
+            )
         manifest = Manifest.from_json(json.dumps(sidecar.get("manifest")), str(path))
         operators: dict[str, int] = {}
     else:
         manifest, operators = _read_onnx(path, content)
-    met = None if sidecar is None else sidecar.get("tolerance_met")
-    return Inspection(manifest, sha256(content), len(content), operators, sidecar is not None, met)
+    met = None if sidecar is None else sidecar["tolerance_met"]
+    size, verified, said = len(content), sidecar is not None, doubt(path, sidecar)
+    return Inspection(manifest, sha256(content), size, operators, verified, met, said)
 
 
 def _read_onnx(path: Path, content: bytes) -> tuple[Manifest, dict[str, int]]:

@@ -6,6 +6,7 @@ the file and the errors that its check found. Neither torch nor onnx is needed h
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -19,6 +20,8 @@ SCHEMA = 1
 METADATA_KEY = "klppo_compile"
 DIMENSIONS = ("batch", "time")
 """Names of the dynamic dimensions, in their order."""
+UNCHECKED = "unchecked: it was exported with --no-check, never compared with eager PyTorch"
+"""What is said of a file whose sidecar has no tolerance that was met."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,6 @@ class Manifest:
             for name in ("head", "notes"):
                 values[name] = tuple(map(str, values[name]))
             values["scalars"] = {str(k): float(v) for k, v in values["scalars"].items()}
-            values["batch_dims"], values["batch"] = int(values["batch_dims"]), int(values["batch"])
             manifest = cls(**values)
             require_sense(manifest)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -155,10 +157,14 @@ def sidecar_path(path: Path) -> Path:
 
 def sidecar_text(manifest: Manifest, content: bytes, errors: Mapping[str, float] | None) -> str:
     """What the sidecar says: the manifest, the file's hash, and each output's error, if checked."""
+    met = None if errors is None else max(errors.values())
     values = {
         "sha256": sha256(content),
         "bytes": len(content),
-        "tolerance_met": None if errors is None else max(errors.values()),
+        "check": UNCHECKED
+        if met is None
+        else f"every output within {met:.1e} of eager PyTorch, asked for {manifest.tolerance:g}",
+        "tolerance_met": met,
         "errors": None if errors is None else dict(errors),
         "manifest": json.loads(manifest.to_json()),
     }
@@ -172,16 +178,29 @@ def read_sidecar(path: Path) -> dict[str, Any] | None:
         return None
     try:
         values = json.loads(beside.read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or not isinstance(values.get("sha256"), str):
-            raise TypeError("no sha256")
-        if not isinstance(values.get("tolerance_met"), float | int | None):
-            raise TypeError(f"tolerance_met {values['tolerance_met']!r}")
+        if not isinstance(values, dict):
+            raise TypeError(f"{type(values).__name__}, not an object")
+        lacks = [name for name in ("sha256", "tolerance_met") if name not in values]
+        if lacks:
+            raise ValueError(f"no {lacks[0]!r}")
+        digest, met = values["sha256"], values["tolerance_met"]
+        if not isinstance(digest, str):
+            raise TypeError(f"sha256 {digest!r}")
+        if met is not None and not (isinstance(met, int | float) and 0 <= met < math.inf):
+            raise TypeError(f"tolerance_met {met!r}")
     except (OSError, ValueError, TypeError) as error:
         raise BadInputError(
             f"{beside} must be the sidecar that klppo export writes; got {error}."
             " Restore it, or delete it to go on unverified."
         ) from error
     return values
+
+
+def doubt(path: Path, sidecar: Mapping[str, Any] | None) -> str:
+    """What is not known of a file's numbers, in words; empty where its export checked them."""
+    if sidecar is None:
+        return f"{path} is unverified: no sidecar says that these bytes were checked"
+    return "" if sidecar["tolerance_met"] is not None else f"{path} is {UNCHECKED}"
 
 
 def read_verified(path: Path) -> tuple[bytes, dict[str, Any] | None]:
@@ -222,8 +241,12 @@ def write_together(files: Iterable[tuple[Path, bytes]]) -> None:
 def require_writable(path: Path) -> None:
     """Refuse a path that can't be written, before the work and not after it."""
     parent = path.parent
-    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        reason = "it is a folder" if path.is_dir() else f"no writable folder {parent}"
+    # What is renamed to a device or a pipe takes its place.
+    special = path.exists() and not path.is_file()
+    if special or not parent.is_dir() or not os.access(parent, os.W_OK):
+        reason = f"no writable folder {parent}"
+        if special:
+            reason = "it is a folder" if path.is_dir() else "it is no file"
         raise BadInputError(
             f"the output must be writable; got {path}: {reason}. Give another path."
         )

@@ -18,6 +18,7 @@ from klppo_compile.exit_codes import FailedError
 from klppo_compile.export.capture import traceable
 from klppo_compile.export.cases import BRANCHES, Case, CaseMaker
 from klppo_compile.export.graph import Graph, in_float32
+from klppo_compile.export.report import to_json_number
 from klppo_compile.functional import klpen_ppo_loss
 from klppo_compile.inputs import read_minibatch
 
@@ -64,19 +65,27 @@ class Parity:
 
     def require(self) -> "Parity":
         """Raise unless every output is within the tolerance and the cases meant something."""
+        problem = self.problem()
+        if problem:
+            errors = {name: to_json_number(x) for name, x in self.errors().items()}
+            report = {"tolerance": self.tolerance, "errors": errors, "cases": self.cases}
+            raise FailedError(problem, report)
+        return self
+
+    def problem(self) -> str:
+        """Why the check failed; empty where it didn't."""
         name, worst = max(self.worst.items(), key=lambda item: item[1].error)
         if not worst.error <= self.tolerance:
             row = f" at row {list(worst.row)}" if worst.row else ""
-            raise FailedError(
+            return (
                 f"the file must compute what the loss computes, within {self.tolerance:g}; its"
                 f" {name}{row} is {worst.file:.9g} where eager gives {worst.eager:.9g}"
                 f" ({worst.case}). The smallest tolerance that would pass is {self.needed:.2g}."
             )
-        if "beta_next" in self.worst:
-            self._require_meaning()
-        return self
+        return self._emptiness() if "beta_next" in self.worst else ""
 
-    def _require_meaning(self) -> None:
+    def _emptiness(self) -> str:
+        """Why the cases prove nothing; empty where they do."""
         fixed = [
             name
             for name in ("loss_objective", "kl", "ratio", "log_prob", "loss_critic")
@@ -91,11 +100,10 @@ class Parity:
             empty = f"beta was only {' and '.join(sorted(self.branches))}"
         elif fixed:
             empty = f"{fixed[0]} is the same in every case"
-        if empty:
-            raise FailedError(
-                f"a check must be able to fail; here {empty}, so it would prove nothing."
-                " Give an example (--data) whose policy differs from the one exported."
-            )
+        return empty and (
+            f"a check must be able to fail; here {empty}, so it would prove nothing."
+            " Give an example (--data) whose policy differs from the one exported."
+        )
 
 
 class Reference:
@@ -106,16 +114,22 @@ class Reference:
 
     def run(self, arrays: Arrays, scalars: Mapping[str, float]) -> Arrays:
         """Outputs of the graph's text; the losses and metrics are the loss's own forward's."""
-        graph = self.graph
-        numbers = {name: x.clone() for name, x in graph.scalars().items()}
-        for name, value in scalars.items():
-            numbers[name] = torch.tensor(value)
-        with traceable():
-            found = graph(*[arrays[e.name] for e in graph.entries], *numbers.values())
-            outputs = dict(zip(graph.names, found, strict=True))
-            if graph.kind == "loss":
-                outputs |= self._forward(arrays, numbers)
+        outputs = self.draft(arrays, scalars)
+        if self.graph.kind == "loss":
+            with traceable():
+                outputs |= self._forward(arrays, self._numbers(scalars))
         return outputs
+
+    def draft(self, arrays: Arrays, scalars: Mapping[str, float]) -> Arrays:
+        """Outputs of the graph's text alone: what cases are made with."""
+        numbers = self._numbers(scalars).values()
+        with traceable():
+            found = self.graph(*[arrays[e.name] for e in self.graph.entries], *numbers)
+        return dict(zip(self.graph.names, found, strict=True))
+
+    def _numbers(self, scalars: Mapping[str, float]) -> Arrays:
+        numbers = {name: x.clone() for name, x in self.graph.scalars().items()}
+        return numbers | {name: torch.tensor(value) for name, value in scalars.items()}
 
     def _forward(self, arrays: Arrays, numbers: Mapping[str, Tensor]) -> Arrays:
         loss = self.graph.loss
@@ -144,7 +158,7 @@ def check(
     """Run every case through the file and through eager, and compare."""
     reference = Reference(graph)
     parity = Parity(tolerance)
-    for case in CaseMaker(graph, example, reference.run, batch).cases():
+    for case in CaseMaker(graph, example, reference.draft, batch).cases():
         wanted = reference.run(case.arrays, case.scalars)
         arrays = {name: x.numpy() for name, x in case.arrays.items()}
         compare(parity, case, wanted, runner(arrays, case.scalars), graph)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from numpy.polynomial.hermite_e import hermegauss
 from tensordict import TensorDictBase
+from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from klppo_compile.coefficients import QUADRATURE_NODES
@@ -14,6 +15,7 @@ from klppo_compile.export.capture import frozen_copy
 from klppo_compile.export.graph import GRAPHS, Graph, entries_of
 from klppo_compile.export.half import halve_networks
 from klppo_compile.export.parity import TOLERANCE
+from klppo_compile.export.validation import DTYPES
 from klppo_compile.inputs import read_minibatch
 from klppo_compile.loss import KLPENPPOLoss
 from klppo_compile.records import Rows
@@ -47,6 +49,7 @@ def prepare(
         notes.append(f"exported in evaluation mode; in training mode were {', '.join(changed)}")
     family = _family(copied, example, kind, notes)
     reference = _graph(copied, kind, example)
+    notes += _wide(reference, example)
     if kind == "loss":
         _require_numbers(reference, example)
     if dtype == "float32":
@@ -59,6 +62,24 @@ def prepare(
 
 def _graph(loss: KLPENPPOLoss, kind: str, example: TensorDictBase) -> Graph:
     return GRAPHS[kind](loss, entries_of(loss, kind, example), example.ndim)
+
+
+def _wide(graph: Graph, example: TensorDictBase) -> list[str]:
+    """What is said of float64 arrays: a graph takes what the rollout holds, not less.
+
+    Raises:
+        BadInputError: a type that no rollout file and no runtime's array has.
+    """
+    kinds = {e.name: str(example[e.key].dtype).removeprefix("torch.") for e in graph.entries}
+    odd = [f"{name!r} is {kind}" for name, kind in kinds.items() if kind not in DTYPES]
+    if odd:
+        raise BadInputError(
+            f"an example's arrays are of {', '.join(DTYPES)}; {odd[0]}. Convert it, with .float()."
+        )
+    wide = [name for name, kind in kinds.items() if kind == "float64"]
+    if not wide:
+        return []
+    return [f"float64 as in the example: {', '.join(wide)}; TensorRT has no float64"]
 
 
 def _require_numbers(graph: Graph, example: TensorDictBase) -> None:
@@ -77,13 +98,20 @@ def _require_numbers(graph: Graph, example: TensorDictBase) -> None:
             )
 
 
+def hint_for(loss: Any) -> str:
+    """What to do about an object that is no loss of ours, where that is known."""
+    if type(loss).__module__.startswith("torchrl."):
+        return " TorchRL's own branches on kl.mean(); ours, which doesn't, has its constructor."
+    if hasattr(loss, "_orig_mod"):
+        return " Give the loss that torch.compile was called with."
+    return ""
+
+
 def _refuse_loss(loss: Any, kind: str) -> None:
     if not isinstance(loss, KLPENPPOLoss):
-        hint = ""
-        if type(loss).__module__.startswith("torchrl"):
-            hint = " TorchRL's own branches on kl.mean(); ours, which doesn't, has its constructor."
+        got = type(loss).__name__
         raise BadInputError(
-            f"what is exported is a klppo_compile.KLPENPPOLoss; got {type(loss).__name__}.{hint}"
+            f"what is exported is a klppo_compile.KLPENPPOLoss; got {got}.{hint_for(loss)}"
         )
     if kind == "critic" and loss.critic_network is None:
         raise BadInputError("--graph critic needs a critic; this loss has none.")
@@ -96,11 +124,24 @@ def _refuse_loss(loss: Any, kind: str) -> None:
         raise CannotError(
             f"the graph computes in float32; {double[0]} is float64. Use loss.float()."
         )
+    _refuse_compiled(loss)
     norm = loss.advantage_norm
     if norm is not None and torch.as_tensor(norm.scale()).numel() != 1:
         raise CannotError(
             "advantage_norm must have one scale to be exported; this one has several."
         )
+
+
+def _refuse_compiled(loss: KLPENPPOLoss) -> None:
+    networks = {name: getattr(loss, name) for name in ("actor_network", "critic_network")}
+    for name, network in networks.items():
+        for path, module in () if network is None else network.named_modules():
+            if loss.functional and hasattr(module, "_orig_mod"):
+                raise CannotError(
+                    "torch.export can't take the parameters of a compiled network apart;"
+                    f" {name}.{path} is one. Make the loss with functional=False, or of the"
+                    " network before torch.compile."
+                )
 
 
 def _usable_example(example: Any) -> TensorDictBase:
@@ -111,6 +152,11 @@ def _usable_example(example: Any) -> TensorDictBase:
     if example.ndim == 0 or example.numel() == 0 or 0 in example.batch_size:
         raise BadInputError(
             f"an example must have rows; got the batch size {list(example.batch_size)}."
+        )
+    unreal = [key for key, x in example.items(True, True) if isinstance(x, Tensor) and x.is_meta]
+    if unreal:
+        raise BadInputError(
+            f"an example must have values; its {unreal[0]!r} is on the meta device."
         )
     example = example.detach().cpu()
     return example if example.ndim <= 2 else example.reshape(-1)
@@ -131,8 +177,12 @@ def _family(loss: KLPENPPOLoss, example: TensorDictBase, kind: str, notes: list[
         with torch.no_grad():
             batch, _ = read_minibatch(loss, example)
     except (KeyError, ValueError, RuntimeError) as error:
-        text = error.args[0] if error.args else error
-        raise BadInputError(f"the example doesn't fit the loss: {text}") from error
+        text = str(error.args[0] if error.args else error).partition("\n")[0]
+        given = ((e.key, example.get(e.key, None)) for e in entries_of(loss, kind, example))
+        wide = [key for key, x in given if x is not None and x.dtype == torch.float64]
+        text = text.rstrip(".")
+        hint = f". {wide[0]!r} is float64: save it as float32" if wide and "dtype" in text else ""
+        raise BadInputError(f"the example doesn't fit the loss: {text}{hint}.") from error
     head = batch.policy[0]
     if isinstance(head.family, Rows):
         distribution = loss.actor_head.read(loss.actor_head.parameters(example))

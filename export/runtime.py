@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from klppo_compile.exit_codes import BadInputError, MissingRequirementError
-from klppo_compile.export.manifest import METADATA_KEY, Manifest, read_verified, sha256
+from klppo_compile.export.manifest import (
+    DIMENSIONS,
+    METADATA_KEY,
+    Manifest,
+    doubt,
+    read_verified,
+    sha256,
+)
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -38,9 +45,18 @@ REPAIR = (
 )
 
 
+VARIANTS = ("gpu", "directml", "openvino", "qnn", "rocm", "migraphx", "silicon", "training")
+DISTRIBUTIONS = ("onnxruntime", *(f"onnxruntime-{name}" for name in VARIANTS), "ort-nightly")
+"""What brings the module onnxruntime. Asking which installed package does would read them all."""
+
+
 def runtimes() -> list[str]:
     """The installed distributions that bring the module onnxruntime."""
-    return sorted(set(importlib.metadata.packages_distributions().get("onnxruntime", [])))
+    found = []
+    for name in DISTRIBUTIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(importlib.metadata.distribution(name).metadata["Name"])
+    return sorted(found)
 
 
 def load_onnxruntime() -> Any:
@@ -71,7 +87,9 @@ class OnnxFile:
     Attributes:
         manifest: what the file says about itself.
         provider: that runs it, one of `PROVIDERS`.
-        verified: its bytes are those that the export checked.
+        verified: its bytes are those that were exported: its sidecar has their hash.
+        tolerance_met: the largest error that its export's check found; None where it had none.
+        doubt: what is not known of its numbers, in words; empty where they were checked.
         sha256: of the file.
     """
 
@@ -80,6 +98,8 @@ class OnnxFile:
     session: "onnxruntime.InferenceSession"
     provider: str
     verified: bool
+    tolerance_met: float | None
+    doubt: str
     sha256: str
 
     def run(
@@ -121,13 +141,21 @@ def open_file(path: Path, provider: str = "auto", threads: int = 0) -> OnnxFile:
         raise BadInputError(f"{path} must be a file that klppo export wrote; it has no manifest.")
     manifest = Manifest.from_json(text, str(path))
     _require_names(path, manifest, session)
-    checked = sidecar is not None and sidecar.get("tolerance_met") is not None
-    return OnnxFile(path, manifest, session, active, checked, sha256(content))
+    return OnnxFile(
+        path,
+        manifest,
+        session,
+        active,
+        verified=sidecar is not None,
+        tolerance_met=None if sidecar is None else sidecar["tolerance_met"],
+        doubt=doubt(path, sidecar),
+        sha256=sha256(content),
+    )
 
 
 def _require_names(path: Path, manifest: Manifest, session: Any) -> None:
     inputs = [x.name for x in session.get_inputs()]
-    kinds = {x.name: x.type for x in session.get_inputs()}
+    given = {x.name: (x.type, x.shape) for x in session.get_inputs()}
     optional = {x.name for x in session.get_overridable_initializers()}
     outputs = [x.name for x in session.get_outputs()]
     if (
@@ -139,11 +167,16 @@ def _require_names(path: Path, manifest: Manifest, session: Any) -> None:
             f"{path} must have the inputs and outputs that its manifest names; it has"
             f" {inputs} and {outputs}. Export the loss again."
         )
+    lead: list[str | int] = list(DIMENSIONS[: manifest.batch_dims])
+    if manifest.batch:
+        lead[0] = manifest.batch
     for spec in manifest.inputs:
-        if kinds[spec.name] != f"tensor({TYPES.get(spec.dtype, spec.dtype)})":
+        kind = f"tensor({TYPES.get(spec.dtype, spec.dtype)})"
+        found, wanted = given[spec.name], (kind, [*lead, *spec.shape])
+        if found != wanted:
             raise BadInputError(
                 f"{path} must have the inputs that its manifest names; its {spec.name} is"
-                f" {kinds[spec.name]}, not {spec.dtype}. Export the loss again."
+                f" {found[0]} {found[1]}, not {wanted[0]} {wanted[1]}. Export the loss again."
             )
 
 
@@ -212,7 +245,7 @@ def _session(runtime: Any, content: bytes, provider: str, origin: str, threads: 
             ) from error
         raise BadInputError(
             f"{origin} must be an ONNX file that ONNX Runtime can load; got"
-            f" {str(error).splitlines()[0]}. Export the loss again."
+            f" {str(error).splitlines()[0].rstrip('.')}. Export the loss again."
         ) from error
     finally:
         runtime.set_default_logger_severity(2)

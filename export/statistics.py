@@ -258,7 +258,7 @@ def from_plain(kind: type, values: Any) -> Any:
     if kind is LogHistogram:
         out = LogHistogram()
         for i, n in values.items():
-            out.counts[int(i)] = int(n)
+            out.counts[int(i)] = number(n)
         return out
     if kind is Series:
         counts = {int(k): int(v) for k, v in values["counts"].items()}
@@ -283,5 +283,13 @@ def plain_number(x: float) -> Any:
 
 
 def number(x: Any) -> Any:
-    """A number from either."""
-    return float(x) if isinstance(x, str) else x
+    """A number from either.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(x, str):
+        return float(x)
+    if isinstance(x, bool) or not isinstance(x, int | float):
+        raise TypeError(f"{x!r} is no number")
+    return x

@@ -70,13 +70,12 @@ def lint(proto: onnx.ModelProto) -> list[str]:
 
 def lint_shapes(proto: onnx.ModelProto, manifest: Manifest) -> list[str]:
     """Inputs and outputs whose dimensions are not what the manifest says."""
-    lead = [DIMENSIONS[i] for i in range(manifest.batch_dims)]
+    lead: list[Any] = list(DIMENSIONS[: manifest.batch_dims])
     if manifest.batch:
-        lead = []
+        lead[0] = manifest.batch
     faults = []
     for spec, value in zip(manifest.inputs, proto.graph.input, strict=False):
-        found = dimensions(value)
-        wanted = [*lead, *spec.shape] if lead else found
+        found, wanted = dimensions(value), [*lead, *spec.shape]
         if value.name != spec.name or found != wanted:
             faults.append(f"the input {value.name} has the shape {found}, not {wanted}")
     names = [value.name for value in proto.graph.output]
@@ -84,7 +83,7 @@ def lint_shapes(proto: onnx.ModelProto, manifest: Manifest) -> list[str]:
         faults.append(f"its outputs are {names}")
     for output, value in zip(manifest.outputs, proto.graph.output, strict=False):
         found = dimensions(value)
-        if output.rows and lead and found[: len(lead)] != lead:
+        if output.rows and found[: len(lead)] != lead:
             faults.append(f"the output {value.name} has the shape {found}, not {lead} first")
     return faults
 

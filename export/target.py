@@ -4,8 +4,11 @@ A factory is the user's own code and is run as such. Checkpoints are read as dat
 """
 
 import importlib
+import inspect
+import math
 import os
 import pickle
+import re
 import sys
 import traceback
 from dataclasses import dataclass
@@ -18,9 +21,10 @@ from safetensors.torch import load as load_safetensors
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from klppo_compile.exit_codes import BadInputError, RefusalError
+from klppo_compile.exit_codes import BadInputError, MissingRequirementError, RefusalError
 from klppo_compile.export.data import open_rollout
 from klppo_compile.export.graph import in_keys_of, joined
+from klppo_compile.export.preparation import hint_for
 from klppo_compile.loss import KLPENPPOLoss
 
 EXAMPLE_ROWS = 4096
@@ -40,7 +44,7 @@ def resolve(target: str, checkpoint: str | None = None, data: Path | None = None
     folder = Path(target)
     if (folder / "config.json").is_file():
         found = _run_folder(folder, checkpoint)
-    elif ":" in target:
+    elif all(part.isidentifier() for part in re.split("[.:]", target)) and ":" in target:
         found = _factory(target)
         if checkpoint is not None:
             load_checkpoint(found.loss, Path(checkpoint))
@@ -74,13 +78,15 @@ def _factory(target: str) -> Target:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name not in {module, module.split(".", maxsplit=1)[0]}:
-            raise
+            raise MissingRequirementError(
+                f"the module {module} needs {error.name}, which is not installed. Install it."
+            ) from error
         raise BadInputError(
             f"a target module:factory must name a module; got {module!r}, which is not found."
             " Run from its folder, or install it."
         ) from error
-    except Exception as error:
-        raise BadInputError(_broken(f"the module {module}", error)) from error
+    except (Exception, SystemExit) as error:
+        raise BadInputError(_broken(f"the module {module} must load", error)) from error
     factory = getattr(found, name, None)
     if not callable(factory):
         what = "no such name" if factory is None else type(factory).__name__
@@ -89,17 +95,35 @@ def _factory(target: str) -> Target:
         made = factory()
     except RefusalError:
         raise
-    except Exception as error:
-        raise BadInputError(_broken(target, error)) from error
+    except (Exception, SystemExit) as error:
+        raise BadInputError(_broken(f"{target} must run without arguments", error)) from error
+    return _require_loss(target, made)
+
+
+def _require_loss(target: str, made: Any) -> Target:
+    """What a factory returned, if it is a loss, or that and a rollout."""
     loss, example = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    return Target(loss, example)
+    good = example is None or isinstance(example, TensorDictBase)
+    if isinstance(loss, KLPENPPOLoss) and good:
+        return Target(loss, example)
+    got = type(made).__name__
+    if isinstance(made, tuple):
+        got = f"({', '.join(type(part).__name__ for part in made)})"
+    if inspect.iscoroutine(made):
+        made.close()  # or Python complains that nobody waited for it
+    raise BadInputError(
+        f"{target} must return a klppo_compile.KLPENPPOLoss, or that and a TensorDict; got"
+        f" {got}.{hint_for(loss)}"
+    )
 
 
-def _broken(what: str, error: Exception) -> str:
+def _broken(rule: str, error: BaseException) -> str:
     """Whose error it was and where, in one line: the user's code, not ours."""
     *_, last = traceback.extract_tb(error.__traceback__)
     name, text = type(error).__name__, str(error).partition("\n")[0]
-    return f"{what} must run; it raised {name} in {last.filename}:{last.lineno}: {text}"
+    # The last frame is ours where the call itself is wrong.
+    where = "" if last.filename == __file__ else f" in {last.filename}:{last.lineno}"
+    return f"{rule}; it raised {name}{where}: {text}"
 
 
 def load_checkpoint(loss: KLPENPPOLoss, path: Path) -> None:
@@ -164,9 +188,11 @@ def read_example(loss: KLPENPPOLoss, path: Path) -> TensorDict:
     with open_rollout(path) as rollout:
         dims = rollout.batch_dims(joined(loss.tensor_keys.advantage))
         for key in _keys(loss):
+            rollout.require_readable(joined(key))
             column = rollout.columns.get(joined(key))
             if column is not None and column.shape:
-                stop = column.shape[0] if dims == 2 else min(column.shape[0], EXAMPLE_ROWS)
+                inner = math.prod(column.shape[1:dims])
+                stop = min(column.shape[0], -(-EXAMPLE_ROWS // max(1, inner)))
                 rows[key] = torch.from_numpy(column.read(0, stop))
         if not rows:
             raise BadInputError(f"{path} has no entry that the loss reads: {_names(loss)}.")

@@ -16,8 +16,10 @@ from klppo_compile.export.statistics import (
     Sum,
     WorstRows,
     from_plain,
+    number,
     to_plain,
 )
+from klppo_compile.export.validation import require_settings
 
 SCHEMA = 3
 
@@ -147,24 +149,52 @@ class Evaluation:
         """Read one back."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            if values["schema"] != SCHEMA:
-                raise ValueError(f"schema {values['schema']!r}")
+            if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+                raise ValueError(f"no object of schema {SCHEMA}")
+            lacks = sorted({f.name for f in fields(cls)} - values.keys())
+            if lacks:
+                raise ValueError(f"an object without {lacks[0]!r}")
             ranges = [(int(a), int(b)) for a, b in values["ranges"]]
             if not ranges or any(not 0 <= start < stop for start, stop in ranges):
                 raise ValueError(f"ranges {ranges}")
+            require_settings(values["settings"])
             return cls(
                 str(values["file_sha256"]),
-                values["settings"],
-                values["scalars"],
+                {**values["settings"], "batch_dims": number(values["settings"]["batch_dims"])},
+                {name: number(x) for name, x in values["scalars"].items()},
                 int(values["rollout_rows"]),
                 str(values["rollout_ends"]),
                 ranges,
                 Totals.from_json(values["totals"]),
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except BROKEN as error:
             raise BadInputError(
-                f"{path} must be a result that klppo evaluate saved; got {error!r}."
+                f"{path} must be a result that klppo evaluate --out saved; got {_reason(error)}."
+                " Evaluate that part again."
             ) from error
+
+
+BROKEN = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+"""What a file that is no result makes its reader raise."""
+
+
+def _reason(error: Exception) -> str:
+    """An error of the reader in words of the file."""
+    if isinstance(error, OSError):
+        return error.strerror or "a file that can't be read"
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+        return "what is not JSON"
+    if isinstance(error, ValueError):
+        return str(error)
+    return f"totals that it can't read ({type(error).__name__} {error})"
 
 
 def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -44,9 +44,10 @@ def require_sense(manifest: "Manifest") -> None:
     for name in TEXTS:
         _require(isinstance(getattr(manifest, name), str), name, getattr(manifest, name))
     _require(manifest.graph in GRAPHS, "graph", manifest.graph)
+    for name in ("batch_dims", "batch", "opset"):
+        _require(type(getattr(manifest, name)) is int, name, getattr(manifest, name))
     _require(manifest.batch_dims in {1, 2}, "batch_dims", manifest.batch_dims)
     _require(manifest.batch >= 0, "batch", manifest.batch)
-    _require(isinstance(manifest.opset, int), "opset", manifest.opset)
     _require(_positive(manifest.tolerance), "tolerance", manifest.tolerance)
     _require(_texts(manifest.versions), "versions", manifest.versions)
     finite = all(math.isfinite(x) for x in manifest.scalars.values())
@@ -63,18 +64,31 @@ def require_sense(manifest: "Manifest") -> None:
         _require_loss(manifest)
 
 
-def _require_loss(manifest: "Manifest") -> None:
-    settings = manifest.settings
+def require_settings(settings: Any) -> None:
+    """Refuse settings of a loss that no export would write.
+
+    Raises:
+        ValueError: the first that is wrong, in words.
+    """
+    _require(isinstance(settings, Mapping), "settings", settings)
     for name, kind in SETTINGS.items():
         _require(isinstance(settings.get(name), kind), f"settings.{name}", settings.get(name))
     dims = settings["normalize_advantage_exclude_dims"]
     _require(all(isinstance(d, int) for d in dims), "settings", dims)
     divisor = settings["advantage_divisor"]
     _require(_positive(divisor), "settings.advantage_divisor", divisor)
+
+
+def _require_loss(manifest: "Manifest") -> None:
+    settings = manifest.settings
+    require_settings(settings)
     rows = {output.name for output in manifest.outputs if output.rows}
     _require(rows.issuperset(ROW_OUTPUTS), "outputs", sorted(rows))
-    _require(rows.issuperset(manifest.head), "head", manifest.head)
+    _require(bool(manifest.head) and rows.issuperset(manifest.head), "head", manifest.head)
     roles = {spec.role for spec in manifest.inputs}
+    past = {spec.name for spec in manifest.inputs if spec.role == "old_head"}
+    wanted = set() if settings["delay_actor"] else {f"old_{name}" for name in manifest.head}
+    _require(past == wanted, "inputs of the past policy", sorted(past))
     needed = {"log_prob", "advantage"} | ({"value_target"} if "value" in rows else set())
     _require(roles >= needed, "roles", sorted(roles))
     scalars = {"beta"} | ({"entropy_coeff"} if settings["entropy_bonus"] else set())

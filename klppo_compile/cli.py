@@ -1,9 +1,11 @@
 """`klppo`: the group, the exit codes, and what an error looks like.
 
 Commands are loaded when they are named, and the rooms inside them when they run: `klppo --help`
-needs neither torch nor Gymnasium.
+needs neither torch nor Gymnasium. With `--json`, standard output is one JSON object, whatever came
+of the command.
 """
 
+import json
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from importlib import import_module
 import click
 
 from klppo_compile import __version__
-from klppo_compile.exit_codes import ExitCode, RefusalError
+from klppo_compile.exit_codes import ExitCode, FailedError, RefusalError
 
 COMMANDS = {
     "demo": "klppo_compile.commands.demo",
@@ -76,19 +78,23 @@ def run(arguments: Sequence[str]) -> int:
         code = klppo.main(list(arguments), prog_name="klppo", standalone_mode=False)
         return int(code or ExitCode.GOOD)
     except Exception as error:  # noqa: BLE001  the last line: a crash must not look like a failed check
-        return _explain(error)
+        code, text = _explain(error)
+        # Read here, for an error of usage has no parsed options.
+        if "--json" in arguments:
+            _print_json(error, code, text)
+        return code
 
 
-def _explain(error: Exception) -> ExitCode:
-    """Print an error as the user should see it, and return its exit code."""
+def _explain(error: Exception) -> tuple[ExitCode, str]:
+    """Print an error as the user should see it; return its exit code and its text."""
     code, text = ExitCode.CANNOT, "klppo itself broke; please report the lines above."
     missing = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
     if isinstance(error, click.ClickException):
         error.show()
-        return ExitCode.BAD_INPUT
+        return ExitCode.BAD_INPUT, error.format_message()
     if isinstance(error, click.Abort):
         click.echo("Interrupted.", err=True)
-        return ExitCode.INTERRUPTED
+        return ExitCode.INTERRUPTED, "Interrupted."
     if isinstance(error, RefusalError):
         code, text = error.exit_code, str(error)
     elif missing in EXTRAS:
@@ -101,7 +107,14 @@ def _explain(error: Exception) -> ExitCode:
     else:
         traceback.print_exception(error)
     click.echo(f"Error: {text}", err=True)
-    return code
+    return code, text
+
+
+def _print_json(error: Exception, code: ExitCode, text: str) -> None:
+    """An error as an object, beside the report of a check that failed."""
+    found = error.report if isinstance(error, FailedError) else {}
+    what = {"kind": code.name.lower(), "message": text, "exit_code": int(code)}
+    click.echo(json.dumps({"error": what, **found}, indent=2, allow_nan=False))
 
 
 def main() -> None:

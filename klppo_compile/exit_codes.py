@@ -4,7 +4,9 @@ A refusal is an error that the user can act on: its text says the rule, what was
 fix, and the command line prints it without a traceback. Anything else that escapes is a defect.
 """
 
+from collections.abc import Mapping
 from enum import IntEnum
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -43,9 +45,16 @@ class CannotError(RefusalError, RuntimeError):
 
 
 class FailedError(RefusalError, RuntimeError):
-    """A check, a lint or a gate that was asked for and did not pass; nothing was written."""
+    """A check, a lint or a gate that was asked for and did not pass; nothing was written.
+
+    `report` is what was found, as `--json` prints it beside the error.
+    """
 
     exit_code = ExitCode.FAILED
+
+    def __init__(self, text: str, report: Mapping[str, Any] | None = None) -> None:
+        super().__init__(text)
+        self.report = dict(report or {})
 
 
 class MissingRequirementError(RefusalError, ImportError):

@@ -1,5 +1,6 @@
 """Losses and rollouts for the tests of the export room, and the truth about them in float64."""
 
+import sys
 from copy import deepcopy
 
 import numpy as np
@@ -42,6 +43,16 @@ def number():
     return 3
 
 
+def backwards():
+    """A factory that returns the two in the other order."""
+    return categorical_loss()[::-1]
+
+
+def leaves():
+    """A factory that ends the process."""
+    sys.exit(3)
+
+
 def broken():
     """A factory that fails."""
     return {}["weights"]
@@ -76,6 +87,23 @@ def nested_loss(**kwargs):
     critic = TensorDictModule(Joined(5, 1), keys, ["state_value"])
     data = TensorDict({"agents": observations}, batch_size=[ROWS])
     return KLPENPPOLoss(actor, critic, **kwargs), collected(actor, critic, data)
+
+
+class Centred(nn.Module):
+    """Observations less a million, in their own type; then float32."""
+
+    def forward(self, x):
+        return (x - 1e6).float()
+
+
+def centred_loss():
+    """Networks that read float64."""
+    actor = actor_of(CASES["Categorical"], net=nn.Sequential(Centred(), nn.Linear(4, A)))
+    net = nn.Sequential(Centred(), nn.Linear(4, 1))
+    critic = TensorDictModule(net, ["observation"], ["state_value"])
+    observations = 1e6 + torch.randn(ROWS, 4, dtype=torch.float64)
+    data = TensorDict({"observation": observations}, batch_size=[ROWS])
+    return KLPENPPOLoss(actor, critic), collected(actor, critic, data)
 
 
 def loss_with(layer, **kwargs):

@@ -22,7 +22,7 @@ from klppo_compile.export.machine import SMALLEST, examine
 from klppo_compile.export.report import report
 from klppo_compile.export.runtime import open_file
 from klppo_compile.export.totals import Evaluation
-from tests.export_cases import categorical_loss, loss_of
+from tests.export_cases import categorical_loss, loss_of, masked_rows_loss
 from tests.house import ROOT
 
 FACTORY = "tests.export_cases:categorical_loss"
@@ -122,12 +122,24 @@ def test_evaluate_prints_saves_draws_and_judges(place, tmp_path, capsys):
     assert "kl_mean" in output.out
     assert "passed: kl_mean" in output.out
     assert "free.onnx: on cpu" in output.err
-    assert "unverified" in output.err
+    assert "unchecked" in output.err
     assert picture.read_bytes().startswith(b"\x89PNG")
     saved = Evaluation.read(out)
     assert report(saved)["rows"] == 48
     assert run_in(place, *arguments, "--max-kl", "1e-9") == ExitCode.FAILED
     assert "FAILED: kl_mean" in capsys.readouterr().out
+
+
+def test_a_ratio_that_the_loss_caps_can_not_be_gated_above_the_cap(tmp_path, capsys):
+    loss, data = loss_of("Categorical", max_importance_ratio=1.05)
+    export_loss(loss, data, tmp_path / "loss.onnx", checked=False)
+    np.savez(tmp_path / "rollout.npz", **{k: x.numpy() for k, x in data.items()})
+    file, rollout = str(tmp_path / "loss.onnx"), ["--data", str(tmp_path / "rollout.npz")]
+    for command in (["evaluate", file, *rollout], ["compare", file, file, *rollout]):
+        assert run([*command, "--max-ratio", "1.2"]) == ExitCode.BAD_INPUT
+        assert "below the 1.05 at which this loss caps every ratio" in capsys.readouterr().err
+    lifted = ["--set", "max_importance_ratio=1e9", "--max-ratio"]
+    assert run(["evaluate", file, *rollout, *lifted, "1.0001"]) == ExitCode.FAILED
 
 
 def test_merge_of_saved_parts(place, tmp_path, capsys):
@@ -231,6 +243,22 @@ def test_export_and_check_from_the_command_line(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["verified"] is False
 
 
+def test_a_check_takes_rows_in_any_batch_and_masked_rows_of_nan(tmp_path):
+    """A file over rows takes [B, T] and [B, T, U]; what a mask excludes may be anything."""
+    loss, data = masked_rows_loss()
+    data["observation"][~data["collector", "mask"]] = torch.nan
+    file = tmp_path / "loss.onnx"
+    export_loss(loss, data, file, checked=False)
+    state = tmp_path / "state.pt"
+    torch.save(dict(loss.state_dict()), state)
+    target = ["--target", FACTORY, "--checkpoint", str(state)]
+    for i, shape in enumerate(((48,), (6, 8), (4, 3, 4))):
+        place = tmp_path / str(i)
+        data.reshape(shape).memmap(place)
+        for more in ([], target):
+            assert run(["check", str(file), "--data", str(place), *more]) == ExitCode.GOOD
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -249,13 +277,19 @@ def test_export_and_check_from_the_command_line(tmp_path, capsys):
             ["evaluate", "{folder}/old.onnx", "--data", "{folder}/rollout", "--set", "beta=x"],
             "got 'x'",
         ),
-        (["merge", "{folder}/old.onnx.json"], "must be a result that klppo evaluate saved"),
+        (["merge", "{folder}/old.onnx.json"], "got no object of schema 3"),
         (["export", "nothing", "--out", "x.onnx"], "a run folder of klppo train, or module"),
         (["export", "no.module:f", "--out", "x.onnx"], "got 'no.module', which is not found"),
         (["export", "tests.export_cases:none", "--out", "x.onnx"], "got no such name"),
         (["export", "tests.export_cases:ROWS", "--out", "x.onnx"], "got int"),
         (["export", "tests.export_cases:broken", "--out", "x.onnx"], "it raised KeyError in"),
-        (["export", "tests.export_cases:number", "--out", "x.onnx"], "example rollout is needed"),
+        (["export", "tests.export_cases:number", "--out", "x.onnx"], "a TensorDict; got int."),
+        (["export", "tests.export_cases:backwards", "--out", "x.onnx"], "got (TensorDict, KLPEN"),
+        (["export", "tests.export_cases:loss_of", "--out", "x.onnx"], "must run without arguments"),
+        (["export", "tests.export_cases:leaves", "--out", "x.onnx"], "it raised SystemExit in"),
+        (["export", FACTORY, "--out", "x.pt2"], "of the format onnx ends in .onnx; got x.pt2"),
+        (["export", FACTORY, "--format", "pt2", "--out", "x.onnx"], "pt2 ends in .pt2; got x.onnx"),
+        (["inspect", "{folder}/lone.pt2"], "only {folder}/lone.pt2.json says"),
         (["export", "tests.export_cases:bare_loss", "--out", "x.onnx"], "Give --data"),
         (["export", FACTORY, "--out", "x.onnx", "--opset", "17"], "must be 18 to 21"),
         (["export", FACTORY, "--out", "none/x.onnx"], "no writable folder"),
@@ -273,9 +307,10 @@ def test_bad_input_is_one_clear_line(arguments, reason, place, tmp_path, capsys,
     (place.folder / "smallest.onnx").write_bytes(SMALLEST)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT))
+    (place.folder / "lone.pt2").write_bytes(b"code")
     assert run_in(place, *arguments) == ExitCode.BAD_INPUT
     error = capsys.readouterr().err.splitlines()
-    assert reason in error[-1]
+    assert reason.format(folder=place.folder) in error[-1]
     assert [line for line in error if line.startswith("Error: ")] == error[-1:]
     assert list(tmp_path.iterdir()) == []
 

@@ -10,13 +10,14 @@ import torch
 
 from klppo_compile import KLPENPPOLoss
 from klppo_compile.cli import run as main
-from klppo_compile.exit_codes import ExitCode
+from klppo_compile.exit_codes import BadInputError, ExitCode
 from klppo_compile.export import export_loss
 from klppo_compile.export.manifest import METADATA_KEY, Manifest, sha256, sidecar_path
 from klppo_compile.export.structure import ELEMENTWISE, dimensions, lint
 from tests.builders import CASES
 from tests.export_cases import (
     categorical_loss,
+    centred_loss,
     loss_of,
     loss_with,
     masked_rows_loss,
@@ -159,6 +160,29 @@ def test_nested_keys_and_a_normalised_advantage(tmp_path):
             np.testing.assert_allclose(out[key], value.detach().numpy(), rtol=2e-5, atol=2e-6)
 
 
+def test_a_graph_takes_the_float64_that_a_rollout_holds(tmp_path):
+    """Where float32 would have no digits left: observations near a million, standardised inside."""
+    loss, data = centred_loss()
+    done = export_loss(loss, data, tmp_path / "wide.onnx")
+    kinds = {s.name: s.dtype for s in done.manifest.inputs}
+    assert (kinds["observation"], kinds["advantage"]) == ("float64", "float32")
+    assert done.notes == ("float64 as in the example: observation; TensorRT has no float64",)
+    out, wanted = run(done, data), loss.eval()(data)
+    np.testing.assert_allclose(out["kl"], wanted["kl"].detach().numpy(), rtol=1e-5, atol=1e-8)
+    data.memmap(tmp_path / "rollout")
+    given = [str(done.path), "--data", str(tmp_path / "rollout")]
+    for command in (["evaluate", *given], ["check", *given], ["compare", given[0], *given]):
+        assert main(command) == ExitCode.GOOD
+    plain, data = loss_of("Categorical")
+    data["observation"] = data["observation"].double()
+    with pytest.raises(BadInputError, match=r"'observation' is float64: save it as float32\.$"):
+        export_loss(plain, data, tmp_path / "narrow.onnx")
+    data["observation"], data["advantage"] = data["observation"].float(), data["advantage"].half()
+    data["value_target"] = data["value_target"].bfloat16()
+    with pytest.raises(BadInputError, match="'value_target' is bfloat16"):
+        export_loss(plain, data, tmp_path / "narrow.onnx")
+
+
 def test_masked_rows_may_hold_anything(tmp_path):
     loss, data = masked_rows_loss(normalize_advantage=True)
     done = export_loss(loss, data, tmp_path / "masked.onnx")
@@ -180,6 +204,25 @@ def test_a_rollout_of_batch_and_time(tmp_path):
         np.testing.assert_allclose(out["kl"], wanted["kl"].numpy(), rtol=2e-5, atol=1e-7)
         objective = float(wanted["loss_objective"].detach())
         assert out["loss_objective"] == pytest.approx(objective, rel=1e-5)
+
+
+def test_a_fixed_batch_of_sequences_of_any_length(tmp_path):
+    loss, data = loss_of("Categorical")
+    data = data.reshape(6, 8)
+    done = export_loss(loss, data, tmp_path / "bt.onnx", batch=3)
+    assert session(done.path).get_inputs()[0].shape == [3, "time", 4]
+    for part in (data[:3], data[:3, :1]):
+        out, wanted = run(done, part), loss.eval()(part)
+        np.testing.assert_allclose(out["kl"], wanted["kl"].numpy(), rtol=2e-5, atol=1e-7)
+
+
+def test_a_compiled_network_is_exported_as_what_it_is(tmp_path):
+    network = torch.compile(torch.nn.Linear(4, 4), backend="eager")
+    loss, data = loss_with(network, functional=False)
+    done = export_loss(loss, data, tmp_path / "loss.onnx")
+    with torch.no_grad():
+        wanted = loss.eval()(data)
+    np.testing.assert_allclose(run(done, data)["kl"], wanted["kl"], rtol=2e-5, atol=1e-7)
 
 
 def test_a_fixed_batch_and_batch_norm(tmp_path):

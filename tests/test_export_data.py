@@ -134,13 +134,86 @@ def test_what_is_no_rollout_is_refused(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"no zip")
     (tmp_path / "a.safetensors").write_bytes(b"nothing")
     (tmp_path / "a.csv").write_text("1,2")
-    np.savez(tmp_path / "objects.npz", action=np.array([{}], dtype=object))
     (tmp_path / "escape").mkdir()
     leaf = {"shape": [1], "dtype": "torch.float32"}
     (tmp_path / "escape" / "meta.json").write_text(json.dumps({"../../x": leaf}))
-    for name in ("a.npz", "a.safetensors", "a.csv", "objects.npz", "none.npz", "escape", "."):
+    for name in ("a.npz", "a.safetensors", "a.csv", "none.npz", "escape", "."):
         with pytest.raises(BadInputError, match=r"rollout|data"), open_rollout(tmp_path / name):
             pass
+
+
+def meta(edit):
+    """An edit of a folder's meta.json."""
+
+    def apply(folder):
+        path = folder / "meta.json"
+        values = json.loads(path.read_text())
+        edit(values)
+        path.write_text(json.dumps(values))
+
+    return apply
+
+
+def leaf(name, value):
+    return meta(lambda values: values["logits"].__setitem__(name, value))
+
+
+def grow(folder):
+    with (folder / "logits.memmap").open("ab") as file:
+        file.write(b"more")
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (lambda folder: (folder / "meta.json").unlink(), "has no meta.json"),
+        (lambda folder: (folder / "meta.json").write_text("{"), "meta.json is not JSON"),
+        (lambda folder: (folder / "meta.json").write_bytes(b"\xff"), "meta.json is not JSON"),
+        (lambda folder: (folder / "meta.json").write_text("[]"), "meta.json holds no object"),
+        (meta(lambda values: values.update(stack_dim=0)), "it is a lazy stack"),
+        (meta(lambda values: values.update(sub={"type": "TensorDict"})), "sub has no meta.json"),
+        (leaf("shape", 5), "has the shape 5 in meta.json"),
+        (leaf("shape", [50.5, 2]), "which is no list of sizes"),
+        (leaf("shape", [-50, 2]), "which is no list of sizes"),
+        (leaf("dtype", 3), "is of the dtype 3, none of float16"),
+        (leaf("dtype", "torch.bfloat16"), r"'logits' is of the dtype torch.bfloat16, .* as one"),
+        (lambda folder: (folder / "logits.memmap").unlink(), "its file logits.memmap is not there"),
+        (grow, r"must have 400 bytes for float32 \[50, 2\]; logits.memmap has 404"),
+    ],
+)
+def test_a_folder_with_odd_metadata_is_refused_in_its_own_words(edit, reason, tmp_path):
+    path = write(tmp_path, "memmap", arrays())
+    edit(path)
+    with pytest.raises(BadInputError, match=reason), open_rollout(path) as rollout:
+        rollout.match(manifest_of())
+
+
+def test_an_entry_that_no_graph_reads_may_be_anything(tmp_path):
+    things = np.array([{}] * ROWS, dtype=object)
+    path = write(tmp_path, "npz", {**arrays(), "info": things, "words": np.array(["a"] * ROWS)})
+    with open_rollout(path) as rollout:
+        assert rollout.match(manifest_of()).rows == ROWS
+    for values, reason in (
+        ({**arrays(), "logits": things}, "'logits' holds Python objects. Save an array"),
+        (changed("logits", np.asfortranarray), r"'logits' is in Fortran order. Save np.ascont"),
+    ):
+        with (
+            open_rollout(write(tmp_path, "npz", values)) as rollout,
+            pytest.raises(BadInputError, match=reason),
+        ):
+            rollout.match(manifest_of())
+
+
+def test_bytes_that_do_not_unpack_are_an_error_of_the_file(tmp_path):
+    path = write(tmp_path, "npz-packed", {"action": arrays()["action"]})
+    content = bytearray(path.read_bytes())
+    content[150:200] = bytes(50)
+    path.write_bytes(content)
+    with (
+        pytest.raises(BadInputError, match=r"rollout.npz.* Save it again"),
+        open_rollout(path) as rollout,
+    ):
+        rollout.columns["action"].read(0, ROWS)
 
 
 # ---- statistics

@@ -1,5 +1,7 @@
 """What can't be exported is refused by name, and nothing is written."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -12,7 +14,12 @@ from torch import nn
 from torchrl.objectives import KLPENPPOLoss as TorchrlLoss
 
 from klppo_compile import KLPENPPOLoss
-from klppo_compile.exit_codes import BadInputError, CannotError, FailedError
+from klppo_compile.exit_codes import (
+    BadInputError,
+    CannotError,
+    FailedError,
+    MissingRequirementError,
+)
 from klppo_compile.export import export_loss
 from klppo_compile.export.capture import capture, traceable
 from klppo_compile.export.cases import Case
@@ -157,6 +164,13 @@ def test_bad_arguments_are_refused(arguments, reason, tmp_path):
         export_loss(loss, data, tmp_path / "loss.onnx", **arguments)
 
 
+def test_without_onnxscript_the_extra_is_named(tmp_path, monkeypatch):
+    loss, data = loss_of("Categorical")
+    monkeypatch.setattr("klppo_compile.export.exporting.find_spec", lambda _: None)
+    with pytest.raises(MissingRequirementError, match=r"pip install 'klppo-compile\[export\]'"):
+        export_loss(loss, data, tmp_path / "loss.onnx")
+
+
 def test_bad_losses_examples_and_paths_are_refused(tmp_path):
     loss, data = loss_of("Categorical")
     actor, critic, _ = problem("Categorical")
@@ -167,7 +181,9 @@ def test_bad_losses_examples_and_paths_are_refused(tmp_path):
         (loss, data.to_dict(), path, "an example is a TensorDict"),
         (loss, data[:0], path, r"must have rows; got the batch size \[0\]"),
         (loss, data.exclude("logits"), path, "lacks 'logits'"),
+        (loss, data.to("meta"), path, "'observation' is on the meta device"),
         (loss, data, tmp_path, "it is a folder"),
+        (loss, data, Path("/dev/null"), "it is no file"),
         (loss, data, tmp_path / "none" / "loss.onnx", "no writable folder"),
     ):
         with pytest.raises(BadInputError, match=reason):
@@ -177,6 +193,14 @@ def test_bad_losses_examples_and_paths_are_refused(tmp_path):
     with pytest.raises(CannotError, match=r"is float64\. Use loss\.float\(\)"):
         export_loss(KLPENPPOLoss(actor.double(), critic.double()), data, path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compiled_network_of_a_functional_loss_is_named(tmp_path):
+    loss, data = loss_with(torch.compile(nn.Linear(4, 4), backend="eager"))
+    with pytest.raises(CannotError, match=r"actor_network\S+ is one. .* functional=False"):
+        export_loss(loss, data, tmp_path / "loss.onnx")
+    with pytest.raises(BadInputError, match=r"Give the loss that torch\.compile was called"):
+        export_loss(torch.compile(loss), data, tmp_path / "loss.onnx")
 
 
 def test_an_action_of_several_keys_is_refused(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from klppo_compile.cli import run
 from klppo_compile.exit_codes import BadInputError, ExitCode
@@ -18,10 +19,11 @@ from tests.export_cases import loss_of
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with loss.onnx and rollout.npz."""
+    """A folder with loss.onnx, its state and rollout.npz."""
     folder = tmp_path_factory.mktemp("tampering")
     loss, data = loss_of("Categorical")
     export_loss(loss, data, folder / "loss.onnx", checked=False)
+    torch.save(dict(loss.state_dict()), folder / "state.pt")
     np.savez(folder / "rollout.npz", **{k: x.numpy() for k, x in data.items()})
     return folder
 
@@ -70,11 +72,15 @@ def no_advantage(values):
         (put("scalars", {}), "got scalars '[]'"),
         (put("scalars", "beta", "nan"), "got scalars"),
         (put("head", ["nope"]), "got head"),
+        (put("head", []), "got head"),
+        (put("inputs", 3, "role", "mask"), "got inputs of the past policy '[]'"),
         (put("inputs", 0, "key", 5), "got inputs"),
         (put("inputs", 0, "shape", [-1]), "got inputs"),
-        (put("inputs", 0, "dtype", "float64"), "its observation is tensor(float), not float64"),
+        (put("inputs", 0, "dtype", "float64"), "is tensor(float) ['batch', 4], not tensor(double)"),
         (put("inputs", 0, "name", "speed"), "must have the inputs and outputs"),
-        (put("inputs", 0, "shape", [5]), "'observation' must be [B, 5]; got [48, 4]"),
+        (put("inputs", 0, "shape", [5]), "not tensor(float) ['batch', 5]"),
+        (put("batch", 10**30), "is tensor(float) ['batch', 4], not tensor(float) [1"),
+        (put("batch_dims", 1.0), "got batch_dims '1.0'"),
         (no_advantage, "got inputs"),
         (put("outputs", 1, "rows", False), "got outputs"),
         (put("more", 1), "fields ['more']"),
@@ -94,9 +100,13 @@ def test_an_edited_manifest_is_refused(edit, reason, place, capsys):
     ("text", "reason"),
     [
         ("{", "must be the sidecar"),
-        ("[]", "got no sha256"),
-        ('{"sha256": "00"}', "it was truncated or changed"),
+        ("[]", "got list, not an object"),
+        ("{}", "got no 'sha256'"),
+        ('{"sha256": "00"}', "got no 'tolerance_met'"),
+        ('{"sha256": 0, "tolerance_met": null}', "got sha256 0"),
+        ('{"sha256": "00", "tolerance_met": 1}', "it was truncated or changed"),
         ('{"sha256": "00", "tolerance_met": "x"}', "got tolerance_met 'x'"),
+        ('{"sha256": "00", "tolerance_met": NaN}', "got tolerance_met nan"),
     ],
 )
 def test_an_edited_sidecar_is_refused(text, reason, place, capsys):
@@ -106,6 +116,48 @@ def test_an_edited_sidecar_is_refused(text, reason, place, capsys):
     for command in (["evaluate", str(path), "--data", "x"], ["inspect", str(path)]):
         assert run(command) == ExitCode.BAD_INPUT
         assert reason in capsys.readouterr().err
+
+
+def test_a_weight_edited_by_hand_is_found_by_a_check_against_the_target(place, tmp_path, capsys):
+    """Its manifest, hash of the parameters and all, is still the old one."""
+    proto = onnx.load_model_from_string((place / "loss.onnx").read_bytes())
+    weight = next(x for x in proto.graph.initializer if "actor" in x.name and len(x.dims) == 2)
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[0, 0] += 0.01
+    weight.raw_data = values.tobytes()
+    path = tmp_path / "bent.onnx"
+    path.write_bytes(proto.SerializeToString())
+    words = ["check", str(path), "--data", str(place / "rollout.npz"), "--checkpoint"]
+    words += [str(place / "state.pt"), "--target", "tests.export_cases:categorical_loss"]
+    assert run(words) == ExitCode.FAILED
+    assert "where eager gives" in capsys.readouterr().err
+    sidecar_path(path).write_bytes(sidecar_path(place / "loss.onnx").read_bytes())
+    assert run(words) == ExitCode.BAD_INPUT
+    assert "it was truncated or changed" in capsys.readouterr().err
+
+
+def test_a_file_that_was_never_checked_says_so_everywhere(place, capsys):
+    path, data = str(place / "loss.onnx"), ["--data", str(place / "rollout.npz")]
+    sidecar = json.loads(sidecar_path(place / "loss.onnx").read_text())
+    assert sidecar["check"].startswith("unchecked: it was exported with --no-check, never compared")
+    assert sidecar["tolerance_met"] is sidecar["errors"] is None
+    for command in (["evaluate", path, *data], ["compare", path, path, *data], ["inspect", path]):
+        assert run(command) == ExitCode.GOOD
+        output = capsys.readouterr()
+        assert f"Warning: {path} is unchecked: it was exported with --no-check" in (
+            output.out + output.err
+        )
+    assert "1e-05, never checked" in output.out
+    assert run(["check", path, *data, "--json"]) == ExitCode.GOOD
+    found = json.loads(capsys.readouterr().out)
+    assert "never compared with eager PyTorch" in found["notes"][0]
+    assert (found["verified"], found["tolerance_met"]) == (True, None)
+    copy = place / "alone.onnx"
+    copy.write_bytes((place / "loss.onnx").read_bytes())
+    for command in (["evaluate", str(copy), *data], ["inspect", str(copy)]):
+        assert run(command) == ExitCode.GOOD
+        output = capsys.readouterr()
+        assert "is unverified: no sidecar says that these bytes" in output.out + output.err
 
 
 def test_a_picture_of_an_unknown_kind_is_refused(place, tmp_path, capsys):
@@ -198,7 +250,38 @@ def test_parts_of_two_rollouts_of_one_length_do_not_merge(place, tmp_path, capsy
     parts = [str(tmp_path / f"{name}.json") for name in ("rollout", "other")]
     assert run(["merge", *parts]) == ExitCode.BAD_INPUT
     assert "the same rollout ends" in capsys.readouterr().err
-    for ranges in ([], [[3, 3]], [[0, -5]]):
-        values = json.loads(Path(parts[0]).read_text(encoding="utf-8"))
-        (tmp_path / "odd.json").write_text(json.dumps({**values, "ranges": ranges}))
-        assert run(["merge", str(tmp_path / "odd.json")]) == ExitCode.BAD_INPUT
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (put("ranges", []), "got ranges []"),
+        (put("ranges", [[3, 3]]), "got ranges [(3, 3)]"),
+        (put("ranges", [[0, -5]]), "got ranges [(0, -5)]"),
+        (put("schema", 2), "got no object of schema 3"),
+        (put("settings", {}), "got settings.reduction 'None'"),
+        (lambda values: values.pop("totals"), "got an object without 'totals'"),
+        (lambda values: values["totals"].pop("kl"), "got totals that it can't read (KeyError"),
+        (put("totals", 3), "got totals that it can't read"),
+        (put("totals", "critic", "total", None), "(TypeError None is no number)"),
+        (put("totals", "kl_histogram", {"9": 10**30}), "got totals that it can't read (Overflow"),
+    ],
+)
+def test_a_result_edited_by_hand_is_refused(edit, reason, place, tmp_path, capsys):
+    path = tmp_path / "part.json"
+    data = ["--data", str(place / "rollout.npz"), "--out", str(path)]
+    assert run(["evaluate", str(place / "loss.onnx"), *data]) == ExitCode.GOOD
+    values = json.loads(path.read_text(encoding="utf-8"))
+    edit(values)
+    path.write_text(json.dumps(values))
+    assert run(["merge", str(path)]) == ExitCode.BAD_INPUT
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["3", "[]", "{", "null"])
+def test_what_is_no_result_is_refused(text, tmp_path, capsys):
+    (tmp_path / "part.json").write_text(text)
+    assert run(["merge", str(tmp_path / "part.json")]) == ExitCode.BAD_INPUT
+    error = capsys.readouterr().err
+    assert "must be a result that klppo evaluate --out saved; got" in error
+    assert "Error'" not in error

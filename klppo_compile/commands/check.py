@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from klppo_compile.commands.verdict import positive, provider_option
-from klppo_compile.exit_codes import ExitCode
+from klppo_compile.exit_codes import ExitCode, FailedError
 
 
 @click.command()
@@ -36,6 +36,7 @@ def command(
     row against the CPU provider.
     """
     from klppo_compile.export.checking import check_file
+    from klppo_compile.export.report import to_json_number
 
     found = check_file(
         file,
@@ -45,17 +46,20 @@ def command(
         provider=provider,
         tolerance=tolerance,
     )
+    values = {
+        "file": str(file),
+        "sha256": found.file.sha256,
+        "verified": found.file.verified,
+        "tolerance_met": found.file.tolerance_met,
+        "provider": found.file.provider,
+        "against": found.against,
+        "tolerance": found.tolerance,
+        "errors": {name: to_json_number(x) for name, x in found.errors.items()},
+        "notes": found.notes,
+    }
+    if found.problem:
+        raise FailedError(found.problem, values)
     if as_json:
-        values = {
-            "file": str(file),
-            "sha256": found.file.sha256,
-            "verified": found.file.verified,
-            "provider": found.file.provider,
-            "against": found.against,
-            "tolerance": found.tolerance,
-            "errors": found.errors,
-            "notes": found.notes,
-        }
         click.echo(json.dumps(values, indent=2, allow_nan=False))
         return ExitCode.GOOD
     for note in found.notes:

@@ -7,6 +7,7 @@ import click
 
 from klppo_compile.commands.verdict import (
     conclude,
+    given_limits,
     result_options,
     row_bar,
     rows_range,
@@ -40,11 +41,13 @@ def command(
     from klppo_compile.export.comparison import compare, needed_inputs
     from klppo_compile.export.data import open_rollout
     from klppo_compile.export.evaluation import BATCH_ROWS
+    from klppo_compile.export.gates import require_able_to_fail
     from klppo_compile.export.runtime import open_file
 
     first, second = (open_file(path, provider) for path in (old, new))
     for file in (first, second):
         say_file(file, as_json)
+    require_able_to_fail(given_limits(options), second.manifest.scalars)
     with open_rollout(data) as rollout:
         total = rollout.match(second.manifest, needed_inputs(first, second)).rows
         with row_bar(total) as progress:

@@ -7,6 +7,7 @@ import click
 
 from klppo_compile.commands.verdict import (
     conclude,
+    given_limits,
     result_options,
     row_bar,
     rows_range,
@@ -45,11 +46,13 @@ def command(
     span = rows_range(rows)
     from klppo_compile.export.data import open_rollout
     from klppo_compile.export.evaluation import BATCH_ROWS, evaluate, read_scalars
+    from klppo_compile.export.gates import require_able_to_fail
     from klppo_compile.export.runtime import open_file
 
     opened = open_file(file, provider)
     say_file(opened, as_json)
     scalars = read_scalars(opened.manifest, settings)
+    require_able_to_fail(given_limits(options), {**opened.manifest.scalars, **scalars})
     with open_rollout(data) as rollout:
         total = rollout.match(opened.manifest).rows
         with row_bar(total) as progress:

@@ -29,26 +29,32 @@ def command(file: Path, as_json: bool) -> ExitCode:
             "sha256": found.sha256,
             "verified": found.verified,
             "tolerance_met": found.tolerance_met,
+            "doubt": found.doubt,
             "operators": found.operators,
             "manifest": json.loads(manifest.to_json()),
         }
         click.echo(json.dumps(values, indent=2, allow_nan=False))
         return ExitCode.GOOD
-    met = "not checked" if found.tolerance_met is None else f"checked to {found.tolerance_met:.1e}"
-    state = f"the bytes that were exported, {met}" if found.verified else "unverified: no sidecar"
     click.echo(f"{file}: {manifest.graph} of a {manifest.family} policy, {found.size:,} bytes")
-    click.echo(f"SHA-256 {found.sha256} ({state})")
+    click.echo(
+        f"SHA-256 {found.sha256}{' (the bytes that were exported)' if found.verified else ''}"
+    )
+    if found.tolerance_met is None:
+        click.echo(f"Warning: {found.doubt}.")
+    else:
+        click.echo(f"Checked: every output is within {found.tolerance_met:.1e} of eager PyTorch.")
     for note in manifest.notes:
         click.echo(f"Note: {note}.")
     console = Console()
     console.print(_arrays(manifest))
     facts = Table("what", "value", title="Graph")
     batch = manifest.batch or "dynamic"
+    asked = f"{manifest.tolerance:g}{', never checked' if found.tolerance_met is None else ''}"
     for name, value in (
         ("batch", f"{batch}, {manifest.batch_dims} dimension(s)"),
         ("networks", manifest.dtype),
         ("opset", manifest.opset or "none"),
-        ("tolerance asked for", f"{manifest.tolerance:g}"),
+        ("tolerance asked for", asked),
         ("parameters", f"SHA-256 {manifest.parameters_sha256[:16]}…"),
         *((name, f"{x:g} (optional input)") for name, x in manifest.scalars.items()),
         *manifest.settings.items(),

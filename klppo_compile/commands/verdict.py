@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,10 +150,14 @@ def say_file(file: "OnnxFile", as_json: bool) -> None:
     """Which provider was taken, and whether the bytes are the checked ones."""
     if not as_json:
         click.echo(f"{file.path}: on {file.provider}", err=True)
-    if not file.verified:
-        click.echo(
-            f"Warning: {file.path} is unverified: no sidecar says that it was checked.", err=True
-        )
+    if file.doubt:
+        click.echo(f"Warning: {file.doubt}.", err=True)
+
+
+def given_limits(options: Mapping[str, Any]) -> dict[str, float]:
+    """The gates among a command's options that were given, by the names on the command line."""
+    found = {name.replace("_", "-"): x for name, x in options.items() if x is not None}
+    return {name: x for name, x in found.items() if name in LIMITS}
 
 
 def conclude(
@@ -167,12 +171,13 @@ def conclude(
     **limits: float | None,
 ) -> ExitCode:
     """Print, save and draw a result, and judge it; `whole` says that it is of all the rows."""
-    from klppo_compile.export.gates import judge
+    from klppo_compile.export.gates import judge, require_able_to_fail
     from klppo_compile.export.manifest import write_together
     from klppo_compile.export.report import report, to_json_number
 
     numbers = report(evaluation)
-    given = {name.replace("_", "-"): x for name, x in limits.items() if x is not None}
+    given = given_limits(limits)
+    require_able_to_fail(given, evaluation.scalars)
     verdicts = judge(numbers, given)
     for start, stop in evaluation.missing() if whole else ():
         click.echo(f"Warning: rows {start:,}:{stop:,} of the rollout are in no part.", err=True)
@@ -187,7 +192,9 @@ def conclude(
         values = {
             "report": {name: to_json_number(x) for name, x in numbers.items()},
             "ranges": evaluation.ranges,
-            "worst_rows": evaluation.totals.kl_worst.rows,
+            "worst_rows": [
+                [row, to_json_number(kl)] for row, kl in evaluation.totals.kl_worst.rows
+            ],
             "gates": [
                 {"gate": v.gate.option, "limit": v.limit, "found": to_json_number(v.found)}
                 | {"passed": v.passed}
