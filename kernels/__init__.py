@@ -1,4 +1,10 @@
-"""The loss as Triton kernels: installed as klppo_compile.kernels, for `backends` and `perf`."""
+"""The loss as Triton kernels: installed as klppo_compile.kernels, for `backends` and `perf`.
+
+Every kernel here is parallel over rows. What runs backward over time comes before the loss and is
+the caller's (torchrl's GAE, say). A reverse scan over time would be a template of its own beside
+`samples`, its recurrence a text of the mathematics like `objective`, and its operator its own too:
+the loss reads only the advantages and targets that it would write.
+"""
 
 if __name__ != "klppo_compile.kernels":
     raise ImportError(

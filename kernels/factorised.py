@@ -12,6 +12,8 @@ from klppo_compile.kernels.tiles import (
     counting,
     inside,
     load,
+    offset,
+    plus,
     row_sum,
     row_value,
     rows,
@@ -73,23 +75,8 @@ def factorised_forward(
     if log_volume is not None:
         volume = row_value(log_volume, i_n, SN[3])
         b_log_prob, b_entropy = b_log_prob - volume, b_entropy + volume
-    end_head(
-        b_log_prob,
-        b_kl,
-        b_entropy,
-        i_n,
-        live,
-        samples,
-        numbers,
-        carry,
-        out,
-        N,
-        S,
-        BN,
-        CLIPPED,
-        BONUS,
-        EXPLAINED,
-    )
+    b_head = (b_log_prob, b_kl, b_entropy)
+    end_head(b_head, i_n, live, samples, numbers, carry, out, N, S, BN, CLIPPED, BONUS, EXPLAINED)
 
 
 def elements(
@@ -117,7 +104,7 @@ def elements(
     if BONUS:
         b_entropy = entropy(*b_new)
         if noise is not None:
-            b_at = noise + (spread(i_n) * SN[1] + i_d * SN[2])
+            b_at = noise + (spread(i_n) * SN[1] + offset(i_d, SN[2], END))
             for s in range(0, STEPS):
                 b_more = correction(load(b_at, valid, 0.0), *b_new)
                 b_entropy += tl.load(weights + s).to(tl.float32) * b_more
@@ -157,77 +144,25 @@ def factorised_backward(
     """
     metrics, row_log_prob = kept
     i_n, live = rows(N, BN)
+    b_log_prob = tl.load(row_log_prob + i_n)
     b_g = sample_gradients(
-        tl.load(row_log_prob + i_n),
-        i_n,
-        live,
-        samples,
-        grads,
-        metrics,
-        d_value,
-        HEAD,
-        S,
-        SG,
-        BN,
-        CLIPPED,
+        b_log_prob, i_n, live, samples, grads, metrics, d_value, HEAD, S, SG, BN, CLIPPED
     )
-    b_counts = counting(live, samples[6], i_n, S[6])
+    mask = samples[6]
+    b_rows = (i_n, live, counting(live, mask, i_n, S[6]), b_g)
+    inputs = (action, old, new, extra)
     whole: tl.constexpr = D - D % (T * W)
     for j in tl.range(0, whole, T * W, loop_unroll_factor=UNROLL):
-        pull_back(
-            action,
-            old,
-            new,
-            extra,
-            b_g,
-            b_counts,
-            samples[6],
-            d_new,
-            i_n,
-            live,
-            j,
-            STEPS,
-            SH,
-            SN,
-            D,
-            whole,
-            T,
-            W,
-        )
+        pull_back(inputs, b_rows, mask, d_new, j, STEPS, SH, SN, D, whole, T, W)
     if whole < D:
-        pull_back(
-            action,
-            old,
-            new,
-            extra,
-            b_g,
-            b_counts,
-            samples[6],
-            d_new,
-            i_n,
-            live,
-            whole,
-            STEPS,
-            SH,
-            SN,
-            D,
-            D,
-            TAIL[0],
-            TAIL[1],
-        )
+        pull_back(inputs, b_rows, mask, d_new, whole, STEPS, SH, SN, D, D, TAIL[0], TAIL[1])
 
 
 def pull_back(
-    action,
-    old,
-    new,
-    extra,
-    b_g,
-    b_counts,
+    inputs,
+    b_rows,
     mask,
     d_new,
-    i_n,
-    live,
     j,
     STEPS,
     SH: tl.constexpr,
@@ -237,7 +172,12 @@ def pull_back(
     T: tl.constexpr,
     W: tl.constexpr,
 ):
-    """Store the gradients of the columns from j up to END."""
+    """Store the gradients of the columns from j up to END.
+
+    b_rows: indices [BN], which exist, which count, and the gradients of log-prob, KL and entropy.
+    """
+    action, old, new, extra = inputs
+    i_n, live, b_counts, b_g = b_rows
     _, noise, weights = extra
     b_g_log_prob, b_g_kl, b_g_entropy = spread(b_g[0]), spread(b_g[1]), spread(b_g[2])
     i_d = columns(j, T, W)
@@ -246,7 +186,7 @@ def pull_back(
     b_old, b_new = head(old, new, i_n, i_d, valid, SH)
     b_d = vjp(b_g_log_prob, b_g_kl, b_g_entropy, b_action, *b_old, *b_new)
     if noise is not None:
-        b_at = noise + (spread(i_n) * SN[1] + i_d * SN[2])
+        b_at = noise + (spread(i_n) * SN[1] + offset(i_d, SN[2], END))
         for s in range(0, STEPS):
             b_weighted = b_g_entropy * tl.load(weights + s).to(tl.float32)
             b_d = plus(b_d, correction_vjp(b_weighted, load(b_at, valid, 0.0), *b_new))
@@ -263,11 +203,3 @@ def head(old, new, i_n, i_d, valid, SH: tl.constexpr):
         b_old = b_old + (load(old[k] + (spread(i_n) * SH[1 + k] + i_d), valid, INSIDE),)
         b_new = b_new + (load(new[k] + (spread(i_n) * SH[1 + len(old) + k] + i_d), valid, INSIDE),)
     return b_old, b_new
-
-
-def plus(x, y):
-    """Sums of two tuples, entry by entry."""
-    out = ()
-    for k in tl.static_range(len(x)):
-        out = out + (x[k] + y[k],)
-    return out

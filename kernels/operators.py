@@ -183,6 +183,11 @@ class Specialised(Protocol):
         """As in `layout.Static`."""
         ...
 
+    @property
+    def effective_sample_size(self) -> bool:
+        """Whether it is returned: the kernels have its sums anyway."""
+        ...
+
 
 def loss(
     batch: Minibatch, numbers: Sequence[Tensor | float], static: Specialised
@@ -229,6 +234,7 @@ def by_name(out: Outputs, static: Specialised, critic: bool) -> dict[str, Tensor
     absent = {"entropy"} if not static.entropy_bonus else set()
     absent |= {"value_clip_fraction"} if not static.clipped else set()
     absent |= {"explained_variance"} if not static.explained_variance else set()
+    absent |= {"effective_sample_size"} if not static.effective_sample_size else set()
     named |= {name: x for name, x in metrics.items() if name not in absent}
     if static.explained_variance:
         named["explained_variance"] = named["explained_variance"].reshape(1)

@@ -21,9 +21,7 @@ from klppo_compile.objective import importance, penalised, policy_vjp, usable
 
 
 def end_head(
-    b_log_prob,
-    b_kl,
-    b_entropy,
+    b_head,
     i_n,
     live,
     samples,
@@ -37,12 +35,13 @@ def end_head(
     BONUS: tl.constexpr,
     EXPLAINED: tl.constexpr,
 ):
-    """A head's rows, added to the heads before it; the last one closes the row.
+    """A head's rows of log-prob, KL and entropy, added to the heads before it; the last one closes.
 
     carry: [4, N] from the head before and to the head after, log-prob, KL, entropy and entropy by
     its coefficient; None where there is none.
     """
     before, after = carry
+    b_log_prob, b_kl, b_entropy = b_head
     size = N.to(tl.int64)
     b_bonus = number(numbers[4]) * b_entropy
     if before is not None:
@@ -58,10 +57,10 @@ def end_head(
             tl.store(after + (2 * size + i_n), b_entropy, mask=live)
             tl.store(after + (3 * size + i_n), b_bonus, mask=live)
     else:
-        b_head = (b_log_prob, b_kl, b_entropy, b_bonus)
+        b_all = (b_log_prob, b_kl, b_entropy, b_bonus)
         several: tl.constexpr = before is not None
         sum_samples(
-            b_head, i_n, live, samples, numbers, out, N, S, BN, CLIPPED, BONUS, EXPLAINED, several
+            b_all, i_n, live, samples, numbers, out, N, S, BN, CLIPPED, BONUS, EXPLAINED, several
         )
 
 

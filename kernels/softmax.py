@@ -12,13 +12,15 @@ from klppo_compile.kernels.tiles import (
     columns,
     counting,
     load,
+    offset,
+    plus,
     row_max,
     row_sum,
     rows,
     spread,
     store_counting,
 )
-from klppo_compile.kernels.vocabulary import exp, log
+from klppo_compile.kernels.vocabulary import exp, log, quotient
 
 moments, close, vjp = Free("moments"), Free("close"), Free("vjp")
 LOWEST = tl.constexpr(float("-inf"))
@@ -50,85 +52,53 @@ def softmax_forward(
     SH: strides of row and head for action [N, K], old and new [N, K, D].
     """
     i_n, live = rows(N, BN)
-    b_log_prob = tl.zeros([BN], tl.float32)
-    b_kl, b_entropy = b_log_prob, b_log_prob
+    b_zero = tl.zeros([BN], tl.float32)
+    b_head = (b_zero, b_zero, b_zero)
     for k in range(0, K):
-        o_old, o_new = spread(i_n) * SH[2] + k * SH[3], spread(i_n) * SH[4] + k * SH[5]
-        b_old_top = tl.full([BN, T, W], LOWEST, tl.float32)
-        b_top = b_old_top
-        for j in tl.static_range(0, D, T * W):
-            i_a = columns(j, T, W)
-            b_old_top = tl.maximum(b_old_top, load(old + (o_old + i_a), i_a < D, LOWEST))
-            b_top = tl.maximum(b_top, load(new + (o_new + i_a), i_a < D, LOWEST))
-        b_old_top, b_top = row_max(b_old_top), row_max(b_top)
-        b_q = tl.zeros([BN, T, W], tl.float32)
-        b_p, b_u, b_psi, b_y = b_q, b_q, b_q, b_q
-        for j in tl.static_range(0, D, T * W):
-            i_a = columns(j, T, W)
-            b_old, b_new = (
-                load(old + (o_old + i_a), i_a < D, LOWEST),
-                load(new + (o_new + i_a), i_a < D, LOWEST),
-            )
-            x, y = b_old - spread(b_old_top), b_new - spread(b_top)
-            p = exp(y)
-            q, p, u, psi_u, y = moments(
-                exp(x), p, p, (b_old - b_new) - spread(b_old_top - b_top), y
-            )
-            b_q, b_p, b_u, b_psi, b_y = b_q + q, b_p + p, b_u + u, b_psi + psi_u, b_y + y
-        q, p = row_sum(b_q), row_sum(b_p)
-        b_closed = close_head(
-            action,
-            new,
-            b_old_top,
-            b_top,
-            log(q),
-            log(p),
-            row_sum(b_u) / q,
-            row_sum(b_psi) / q,
-            row_sum(b_y) / p,
-            kept,
-            i_n,
-            k,
-            live,
-            N,
-            SH,
-            K,
-            D,
-        )
-        b_log_prob, b_kl, b_entropy = (
-            b_log_prob + b_closed[0],
-            b_kl + b_closed[1],
-            b_entropy + b_closed[2],
-        )
-    end_head(
-        b_log_prob,
-        b_kl,
-        b_entropy,
-        i_n,
-        live,
-        samples,
-        numbers,
-        carry,
-        out,
-        N,
-        S,
-        BN,
-        CLIPPED,
-        BONUS,
-        EXPLAINED,
-    )
+        b_old_at = old + (spread(i_n) * SH[2] + offset(k, SH[3], K))
+        b_new_at = new + (spread(i_n) * SH[4] + offset(k, SH[5], K))
+        b_tops = tops(b_old_at, b_new_at, D, BN, T, W)
+        b_sums = row_moments(b_old_at, b_new_at, b_tops, D, BN, T, W)
+        b_closed = close_head(action, new, b_tops, b_sums, kept, i_n, k, live, N, SH, K, D)
+        b_head = plus(b_head, b_closed)
+    end_head(b_head, i_n, live, samples, numbers, carry, out, N, S, BN, CLIPPED, BONUS, EXPLAINED)
+
+
+def tops(b_old_at, b_new_at, D: tl.constexpr, BN: tl.constexpr, T: tl.constexpr, W: tl.constexpr):
+    """The rows' largest old and new logit [BN], from where each row begins."""
+    b_old_top = tl.full([BN, T, W], LOWEST, tl.float32)
+    b_top = b_old_top
+    for j in tl.static_range(0, D, T * W):
+        i_a = columns(j, T, W)
+        b_old_top = tl.maximum(b_old_top, load(b_old_at + i_a, i_a < D, LOWEST))
+        b_top = tl.maximum(b_top, load(b_new_at + i_a, i_a < D, LOWEST))
+    return row_max(b_old_top), row_max(b_top)
+
+
+def row_moments(
+    b_old_at, b_new_at, b_tops, D: tl.constexpr, BN: tl.constexpr, T: tl.constexpr, W: tl.constexpr
+):
+    """Log-normalisers less the tops, and the means of u, psi(u) and y: what `close` takes."""
+    b_old_top, b_top = b_tops
+    b_q = tl.zeros([BN, T, W], tl.float32)
+    b_p, b_u, b_psi, b_y = b_q, b_q, b_q, b_q
+    for j in tl.static_range(0, D, T * W):
+        i_a = columns(j, T, W)
+        b_old, b_new = load(b_old_at + i_a, i_a < D, LOWEST), load(b_new_at + i_a, i_a < D, LOWEST)
+        y, u = b_new - spread(b_top), (b_old - b_new) - spread(b_old_top - b_top)
+        p = exp(y)
+        q, p, u, psi_u, y = moments(exp(b_old - spread(b_old_top)), p, p, u, y)
+        b_q, b_p, b_u, b_psi, b_y = b_q + q, b_p + p, b_u + u, b_psi + psi_u, b_y + y
+    q, p = row_sum(b_q), row_sum(b_p)
+    u, psi_u = quotient(row_sum(b_u), q), quotient(row_sum(b_psi), q)
+    return log(q), log(p), u, psi_u, quotient(row_sum(b_y), p)
 
 
 def close_head(
     action,
     new,
-    b_old_ref,
-    b_ref,
-    log_q,
-    log_p,
-    u,
-    psi_u,
-    y,
+    b_refs,
+    b_sums,
     kept,
     i_n,
     k,
@@ -140,11 +110,14 @@ def close_head(
 ):
     """Log-prob, KL and entropy of a head's rows; what backward needs is kept.
 
-    An action out of range has the log-prob NaN.
+    b_refs: the constants of old and new logits; b_sums: see `row_moments`. An action out of range
+    has the log-prob NaN.
     """
-    b_action = tl.load(action + (i_n * SH[0] + k * SH[1])).to(tl.int64)
+    b_old_ref, b_ref = b_refs
+    log_q, log_p, u, psi_u, y = b_sums
+    b_action = tl.load(action + (i_n * SH[0] + offset(k, SH[1], K))).to(tl.int64)
     b_at = tl.minimum(tl.maximum(b_action, 0), D - 1)
-    b_picked = tl.load(new + (i_n * SH[4] + k * SH[5] + b_at)).to(tl.float32) - b_ref
+    b_picked = tl.load(new + (i_n * SH[4] + offset(k, SH[5], K) + b_at)).to(tl.float32) - b_ref
     b_picked = tl.where(b_action == b_at, b_picked, float("nan"))
     b_log_prob, b_kl, b_entropy, b_m = close(b_picked, log_q, log_p, u, psi_u, y)
     b_kept = (b_old_ref + log_q, b_ref + log_p, b_entropy, b_m, b_old_ref - b_ref)
@@ -185,21 +158,11 @@ def softmax_backward(
     """
     metrics, row_log_prob, row_kept = kept
     i_n, live = rows(N, BN)
-    b_g_log_prob, b_g_kl, b_g_entropy = sample_gradients(
-        tl.load(row_log_prob + i_n),
-        i_n,
-        live,
-        samples,
-        grads,
-        metrics,
-        d_value,
-        HEAD,
-        S,
-        SG,
-        BN,
-        CLIPPED,
+    b_log_prob = tl.load(row_log_prob + i_n)
+    b_g = sample_gradients(
+        b_log_prob, i_n, live, samples, grads, metrics, d_value, HEAD, S, SG, BN, CLIPPED
     )
-    b_g_log_prob, b_g_kl, b_g_entropy = spread(b_g_log_prob), spread(b_g_kl), spread(b_g_entropy)
+    b_g_log_prob, b_g_kl, b_g_entropy = spread(b_g[0]), spread(b_g[1]), spread(b_g[2])
     b_counts = counting(live, samples[6], i_n, S[6])
     first = tl.program_id(1) // GROUPS
     heads: tl.constexpr = K if GROUPS == 1 else 1
@@ -211,14 +174,14 @@ def softmax_backward(
             tl.load(row_kept + (3 * size + o_kept)),
         )
         b_shift = tl.load(row_kept + (4 * size + o_kept))
-        b_action = tl.load(action + (i_n * SH[0] + k * SH[1])).to(tl.int64)
+        b_action = tl.load(action + (i_n * SH[0] + offset(k, SH[1], K))).to(tl.int64)
         # In 32 bits, one comparison per action: LLVM sees through a clamp and compares all 64.
         b_action = spread(tl.where((b_action >= 0) & (b_action < D), b_action.to(tl.int32), -1))
         for j in tl.static_range(0, CHUNKS):
             i_a = columns(((tl.program_id(1) % GROUPS) * CHUNKS + j) * (T * W), T, W)
             valid = i_a < D
-            b_old = load(old + (spread(i_n) * SH[2] + k * SH[3] + i_a), valid, 0.0)
-            b_new = load(new + (spread(i_n) * SH[4] + k * SH[5] + i_a), valid, 0.0)
+            b_old = load(old + (spread(i_n) * SH[2] + offset(k, SH[3], K) + i_a), valid, 0.0)
+            b_new = load(new + (spread(i_n) * SH[4] + offset(k, SH[5], K) + i_a), valid, 0.0)
             b_d = vjp(
                 b_g_log_prob,
                 b_g_kl,

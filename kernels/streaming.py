@@ -5,8 +5,8 @@ import triton.language as tl
 from klppo_compile.kernels.samples import end_head
 from klppo_compile.kernels.softmax import LOWEST, close_head
 from klppo_compile.kernels.specialise import Free
-from klppo_compile.kernels.tiles import columns, load, row_max, rows
-from klppo_compile.kernels.vocabulary import exp, log
+from klppo_compile.kernels.tiles import columns, load, plus, row_max, rows
+from klppo_compile.kernels.vocabulary import exp, log, quotient
 
 moments = Free("moments")
 
@@ -110,61 +110,30 @@ def streaming_close(
 ):
     """The P partial moments of each head's row, merged and closed. BP: next power of 2 of P."""
     i_n, live = rows(N, BN)
+    b_zero = tl.zeros([BN], tl.float32)
+    b_head = (b_zero, b_zero, b_zero)
+    for k in range(0, K):
+        b_at = partial + (i_n * K + k) * (P * 9)
+        b_refs = (tl.load(b_at), tl.load(b_at + 1))
+        b_sums = merged(b_at, P, BP)
+        b_closed = close_head(action, new, b_refs, b_sums, kept, i_n, k, live, N, SH, K, D)
+        b_head = plus(b_head, b_closed)
+    end_head(b_head, i_n, live, samples, numbers, carry, out, N, S, BN, CLIPPED, BONUS, EXPLAINED)
+
+
+def merged(b_at, P: tl.constexpr, BP: tl.constexpr):
+    """What `close` takes, from the P partial moments of each row that begin at b_at [BN]."""
     i_p = tl.arange(0, BP)[None, :]
     valid = i_p < P
-    b_log_prob = tl.zeros([BN], tl.float32)
-    b_kl, b_entropy = b_log_prob, b_log_prob
-    for k in range(0, K):
-        o_row = (i_n * K + k) * (P * 9)
-        b_at = partial + (o_row[:, None] + i_p * 9)
-        b_old_ref, b_ref = tl.load(partial + o_row), tl.load(partial + (o_row + 1))
-        b_old_top = tl.load(b_at + 2, mask=valid, other=LOWEST)
-        b_top = tl.load(b_at + 3, mask=valid, other=LOWEST)
-        old_top, top = tl.max(b_old_top, 1), tl.max(b_top, 1)
-        f, g = exp(b_old_top - old_top[:, None]), exp(b_top - top[:, None])
-        q = tl.sum(f * tl.load(b_at + 4, mask=valid, other=0.0), 1)
-        p = tl.sum(g * tl.load(b_at + 5, mask=valid, other=0.0), 1)
-        u = tl.sum(f * tl.load(b_at + 6, mask=valid, other=0.0), 1) / q
-        psi_u = tl.sum(f * tl.load(b_at + 7, mask=valid, other=0.0), 1) / q
-        y = tl.sum(g * tl.load(b_at + 8, mask=valid, other=0.0), 1) / p
-        b_closed = close_head(
-            action,
-            new,
-            b_old_ref,
-            b_ref,
-            old_top + log(q),
-            top + log(p),
-            u,
-            psi_u,
-            y,
-            kept,
-            i_n,
-            k,
-            live,
-            N,
-            SH,
-            K,
-            D,
-        )
-        b_log_prob, b_kl, b_entropy = (
-            b_log_prob + b_closed[0],
-            b_kl + b_closed[1],
-            b_entropy + b_closed[2],
-        )
-    end_head(
-        b_log_prob,
-        b_kl,
-        b_entropy,
-        i_n,
-        live,
-        samples,
-        numbers,
-        carry,
-        out,
-        N,
-        S,
-        BN,
-        CLIPPED,
-        BONUS,
-        EXPLAINED,
-    )
+    b_at = b_at[:, None] + i_p * 9
+    b_old_top = tl.load(b_at + 2, mask=valid, other=LOWEST)
+    b_top = tl.load(b_at + 3, mask=valid, other=LOWEST)
+    old_top, top = tl.max(b_old_top, 1), tl.max(b_top, 1)
+    f, g = exp(b_old_top - old_top[:, None]), exp(b_top - top[:, None])
+    q = tl.sum(f * tl.load(b_at + 4, mask=valid, other=0.0), 1)
+    p = tl.sum(g * tl.load(b_at + 5, mask=valid, other=0.0), 1)
+    u = tl.sum(f * tl.load(b_at + 6, mask=valid, other=0.0), 1)
+    psi_u = tl.sum(f * tl.load(b_at + 7, mask=valid, other=0.0), 1)
+    y = tl.sum(g * tl.load(b_at + 8, mask=valid, other=0.0), 1)
+    sums = (quotient(u, q), quotient(psi_u, q), quotient(y, p))
+    return (old_top + log(q), top + log(p)) + sums

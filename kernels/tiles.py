@@ -24,6 +24,15 @@ def columns(j, T: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
+def offset(i, stride: tl.constexpr, COUNT: tl.constexpr):
+    """Where the i-th of COUNT lies: in 64 bits where 32 are too few."""
+    if stride * COUNT >= 2**31:
+        return (tl.full([], 0, tl.int64) + i) * stride
+    else:
+        return i * stride
+
+
+@triton.jit
 def inside(i_d, END: tl.constexpr, T: tl.constexpr, W: tl.constexpr):
     """Which columns lie before END; all do where whole tiles end there."""
     if END % (T * W) == 0:
@@ -85,11 +94,13 @@ def number(x):
 
 @triton.jit
 def row_sum(tile):
+    """Sums [BN] over the rows of a tile."""
     return tl.sum(tl.sum(tile, 2), 1)
 
 
 @triton.jit
 def row_max(tile):
+    """Maxima [BN], likewise."""
     return tl.max(tl.max(tile, 2), 1)
 
 
@@ -107,8 +118,18 @@ def block_sums(*terms):
 
 @triton.jit
 def add(*x):
+    """The first half of the values plus the second: how `tl.reduce` joins two of several sums."""
     half: tl.constexpr = len(x) // 2
     out = ()
     for k in tl.static_range(half):
         out = out + (x[k] + x[half + k],)
+    return out
+
+
+@triton.jit
+def plus(x, y):
+    """Sums of two tuples, entry by entry."""
+    out = ()
+    for k in tl.static_range(len(x)):
+        out = out + (x[k] + y[k],)
     return out

@@ -64,7 +64,8 @@ def deepest(h: Head, backward: bool = False) -> int:
         return 512 if h.D % 2 == 0 and (h.D <= 24 or (h.D > 32 and h.bits == 32)) else 256
     if h.heavy:
         return 128
-    return 512 if h.D <= 6 and not backward else 256
+    light = not backward or len(h.new) == 1
+    return 512 if h.D <= 6 and light else 256
 
 
 def streaming_tile(D: int, bits: int) -> Tile:

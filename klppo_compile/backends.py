@@ -73,7 +73,7 @@ def obstacles(batch: Minibatch) -> Iterator[str]:
         if x is not None and x.device != device:
             yield f"the data are on {device} and on {x.device}"
     for x in tensors:
-        if x.is_floating_point() and x.dtype not in DTYPES:
+        if (x.is_floating_point() or x.is_complex()) and x.dtype not in DTYPES:
             yield f"{x.dtype} is computed by PyTorch; the kernels compute in float32"
 
 

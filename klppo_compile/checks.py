@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klppo_compile.records import Factorised, LossConfig, Minibatch, PolicyHead, Rows
+from klppo_compile.records import Factorised, LossConfig, Minibatch, PolicyHead, Rows, Softmax
 
 Shape = tuple[int, ...]
 
@@ -152,6 +152,8 @@ def _head(head: PolicyHead, rows: Shape) -> list[str | None]:
         return [f"A {head.family.name} head takes an action and {names}, old and new; got {wrong}."]
     event = shape if isinstance(head.family, Factorised) else shape[:-1]
     complaints = [same_shape("action", head.action.shape, f"the {names[0]}'s event", event)]
+    if isinstance(head.family, Softmax):
+        complaints.append(index_dtype("action", head.action, shape[-1]))
     for side in ("old", "new"):
         for name, x in zip(names, getattr(head, side), strict=True):
             complaints.append(same_shape(f"{side} {name}", x.shape, f"new {names[0]}", shape))

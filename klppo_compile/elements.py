@@ -103,7 +103,7 @@ def softmax_rows(head: PolicyHead) -> HeadRows:
     q, p, u, psi_u, y = (x.sum(-1) for x in sums)  # [*P, K]
     log_q, log_p = q.log(), p.log()
     actions = new.shape[-1]
-    index = action.clamp(0, actions - 1)
+    index = action.clamp(0, actions - 1).long()  # torch gathers by no smaller integers
     picked = (new.gather(-1, index.unsqueeze(-1)) - top).squeeze(-1)
     picked = torch.where(index == action, picked, torch.nan)
     log_prob, kl, entropy, m = family.close(picked, log_q, log_p, u / q, psi_u / q, y / p)

@@ -6,7 +6,7 @@ every summand is small itself.
 
 from torch import Tensor
 
-from klppo_compile.vocabulary import exp, log, magnitude, maximum, where
+from klppo_compile.vocabulary import exp, log, magnitude, maximum, quotient, where
 
 
 def psi(d: Tensor) -> Tensor:
@@ -31,25 +31,19 @@ def weighted_psi(q: "Tensor | float", r: Tensor, d: Tensor) -> Tensor:
 
 
 def phi_near(u: Tensor) -> Tensor:
-    """phi(u) by the atanh series in r = u / (2 + u), for |u| < 0.6."""
-    r = u / (2.0 + u)
+    """phi(u) by the atanh series, for -1/2 <= u <= 1: log(1 + u) is 2 atanh r, r = u / (2 + u)."""
+    r = quotient(u, 2.0 + u)
     s = r * r
-    tail = 1 / 3 + s * (
-        1 / 5 + s * (1 / 7 + s * (1 / 9 + s * (1 / 11 + s * (1 / 13 + s * (1 / 15)))))
-    )
-    return r * (u - 2.0 * s * tail)
+    return r * (u - 2.0 * s * atanh_tail(s))
 
 
-def phi_nearer(u: Tensor) -> Tensor:
-    """phi(u) by the same series for |u| < 1/4, where fewer terms do, to 1e-8.
+def atanh_tail(s: Tensor) -> Tensor:
+    """(atanh(r) / r - 1) / s, s = r^2 at most 1/9, to 4e-9.
 
-    The last term s^3 / 9 is economised as in `psi_near`, s at most 1 / 49.
+    1/3 + s/5 + s^2/7 + ... with the coefficients of the least largest error (Remez 1934).
     """
-    r = u / (2.0 + u)
-    s = r * r
-    linear = 1 / 5 - 18 / 32 / 9 / 2401
-    tail = (1 / 3 + 1 / 32 / 9 / 117649) + s * (linear + s * (1 / 7 + 48 / 32 / 9 / 49))
-    return r * (u - 2.0 * s * tail)
+    rest = s * (0.142964053774 + s * (0.108500204881 + s * 0.116268923658))
+    return 0.333333336776 + s * (0.199998481526 + rest)
 
 
 def phi(u: Tensor) -> Tensor:
@@ -57,9 +51,17 @@ def phi(u: Tensor) -> Tensor:
     return where(magnitude(u) < 0.5, phi_near(u), u - log(1.0 + u))
 
 
+def tanh_half_near(d: Tensor) -> Tensor:
+    """tanh(d / 2) for |d| < 1/4, to 7e-9; coefficients as in `atanh_tail`."""
+    s = d * d
+    return d * (0.499999996824 - s * (0.0416657499365 - s * 0.00412743940757))
+
+
 def log_one_plus(u: Tensor) -> Tensor:
-    """log(1 + u) to the last digits for small u too (u > -1)."""
-    return u - phi(u)
+    """log(1 + u) to the last digits for small u too, for -1/2 <= u <= 1."""
+    r = quotient(u, 2.0 + u)
+    s = r * r
+    return 2.0 * r + 2.0 * r * s * atanh_tail(s)
 
 
 def softplus(x: Tensor) -> Tensor:

@@ -6,29 +6,33 @@ candidates the one with the fewest instructions counts here, so that a ratio is 
 
 import importlib.util
 import math
+import re
 import tempfile
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from klppo_compile.distributions import FAMILIES
 from klppo_compile.exit_codes import BadInputError
-from klppo_compile.perf.gpu_cases import HEADS, INDUCTOR, OURS
+from klppo_compile.perf.gpu_cases import HEADS, INDUCTOR, OURS, TOKENS, VOCABULARIES
 from klppo_compile.perf.inductor_code import Kernel, Module, modules, require_torch
 from klppo_compile.perf.inductor_device import described_device
 from klppo_compile.perf.machine import result_name, run_header
 from klppo_compile.perf.rows import Row, write_document
-from klppo_compile.perf.workloads import PARAMETERS, Workload
-from klppo_compile.records import Minibatch, PolicyHead, Softmax
+from klppo_compile.records import Minibatch, PolicyHead
 
 DIRECTIONS, BOTH = ("forward", "backward"), "both"
 SMALL = 2**14  # elements of a launch up to which its candidates aren't compared
+WORDS = tuple(f"categorical-{actions}-bfloat16" for actions in VOCABULARIES)
+USUAL = (*(f"{family}-{columns}" for family, columns in HEADS), *WORDS)
+HEAD = r"(\w+)-([1-9]\d*)(?:x([1-9]\d*))?(?:-(float32|bfloat16|float16))?"
 if TYPE_CHECKING:
     from klppo_compile.kernels import report
     from klppo_compile.kernels.machine_code import Cost
@@ -85,8 +89,8 @@ def show(
 
     Args:
         chips: of NVIDIA, of `CHIPS`.
-        heads: as normal-17; none for the suite's first four.
-        batch: rows.
+        heads: as normal-17, see `case_of`; none for the usual ones.
+        batch: rows; of a vocabulary among the usual ones at most the GPU suite's.
         out: a JSON file, or a folder.
         console: to print on.
 
@@ -95,14 +99,16 @@ def show(
     """
     require_torch()
     rows: list[Row] = []
-    workloads = [workload(head, batch) for head in heads or (f"{name}-{D}" for name, D in HEADS)]
+    sizes = dict.fromkeys(heads or USUAL, batch)
+    sizes |= {} if heads else dict.fromkeys(WORDS, min(batch, TOKENS))
+    cases = {f"{head}/heads/{N}": case_of(head, N) for head, N in sizes.items()}
     for chip in chips:
-        for one in workloads:
-            with console.status(f"{one.name} on {chip}"):
-                found = compare(one, chip)
-            console.print(table_of(one.name, chip, found))
+        for name, case in cases.items():
+            with console.status(f"{name} on {chip}"):
+                found = compare(case, chip)
+            console.print(table_of(name, chip, found))
             for (provider, direction), totals in found.items():
-                rows += totals.rows(one.name, f"{provider}, {chip}", direction)
+                rows += totals.rows(name, f"{provider}, {chip}", direction)
     if out is not None:
         head = run_header("python -m klppo_compile.perf inductor")
         described = {"cpu": "code for", "cores": 0, "isa": "-".join(chips)}
@@ -112,52 +118,57 @@ def show(
         console.print(f"rows written to {path}", soft_wrap=True)
 
 
-def workload(head: str, batch: int) -> Workload:
-    """So many rows of a head that is named by its family and columns.
+def case_of(head: str, batch: int) -> "report.Case":
+    """So many rows of a head by its name: family, columns, how many of them a row has, dtype.
+
+    As normal-17, categorical-6x4, categorical-131072-bfloat16.
 
     Raises:
-        BadInputError: no such family, no such number.
+        BadInputError: no such family, no such number, no such dtype.
     """
-    family, _, columns = head.rpartition("-")
-    if family not in PARAMETERS or not columns.isdecimal() or not int(columns):
+    from klppo_compile.kernels import report
+
+    families = [name for name, family in FAMILIES.items() if "triton" in family.backends]
+    found = re.fullmatch(HEAD, head)
+    if not found or found[1] not in families:
         raise BadInputError(
-            f"--head must be one of {', '.join(PARAMETERS)} and a number of columns, as normal-17;"
-            f" got {head!r}."
+            f"--head must be one of {', '.join(families)} and a number of columns, as normal-17, or"
+            f" categorical-6x4 for four of them, or categorical-32768-bfloat16; got {head!r}."
         )
-    return Workload(family, batch, columns=int(columns))
+    family, columns, several, dtype = found.groups("")
+    return report.Case(
+        family, batch, int(columns), heads=int(several or 1), dtype=dtype or "float32"
+    )
 
 
-def compare(workload: Workload, chip: str) -> Found:
+def compare(case: "report.Case", chip: str) -> Found:
     """Both contenders' totals by provider and direction."""
     from klppo_compile.kernels import report
 
-    batch, leaves = batch_without_data(workload)
-    ours = report.measure(
-        report.Case(workload.family, workload.batch, workload.width, dtype=workload.dtype), chip
-    )
+    batch, leaves = batch_without_data(case)
+    ours = report.measure(case, chip)
     found: Found = {}
     for direction in DIRECTIONS:
-        launched = [row for row in ours if row.kernel.endswith("backward") == (direction[0] == "b")]
+        launched = [row for row in ours if ("backward" in row.kernel) == (direction == "backward")]
         found[OURS, direction] = totals_of_ours(launched)
     for direction, module in modules(batch, leaves, chip).items():
-        found[INDUCTOR, direction] = totals_of_module(module, workload.batch, chip)
+        found[INDUCTOR, direction] = totals_of_module(module, case.N, chip)
     return found
 
 
-def batch_without_data(workload: Workload) -> tuple[Minibatch, list[Tensor]]:
-    """The workload's minibatch on the device "meta", and what is differentiated to."""
-    family, N, dtype = FAMILIES[workload.family], workload.batch, getattr(torch, workload.dtype)
+def batch_without_data(case: "report.Case") -> tuple[Minibatch, list[Tensor]]:
+    """The case's minibatch on the device "meta", and what is differentiated to."""
 
-    def empty(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(size, dtype=dtype, device="meta")
+    def empty() -> Tensor:
+        return torch.empty(case.N, device="meta")
 
-    softmax = isinstance(family, Softmax)
-    size = (N, 1, workload.width) if softmax else (N, workload.width)
-    action = empty(N, 1, dtype=torch.int64) if softmax else empty(*size)
-    old, new = (tuple(empty(*size, dtype=dtype) for _ in family.parameters) for _ in range(2))
-    value, head = empty(N), PolicyHead(family, action, old, new)
-    leaves = [x.requires_grad_() for x in (*new, value)]
-    return Minibatch((head,), empty(N), empty(N), value, empty(N)), leaves
+    def head() -> PolicyHead:
+        one = case.head()
+        return replace(one, old=tuple(torch.empty_like(x) for x in one.new))
+
+    heads, value = tuple(head() for _ in range(case.heads)), empty()
+    leaves = [x.requires_grad_() for x in (*(x for h in heads for x in h.new), value)]
+    return Minibatch(heads, empty(), empty(), value, empty(), old_value=empty()), leaves
 
 
 def totals_of_ours(rows: "Iterable[report.Row]") -> Totals:
@@ -256,7 +267,8 @@ def launch_of(kernel: Kernel, cost: "Cost", sizes: dict[str, int]) -> Launch:
 
 def table_of(name: str, chip: str, found: Found) -> Table:
     """Both contenders, direction by direction, and the ratios."""
-    table = Table(title=f"{name} on {chip}, per row of the minibatch", title_justify="left")
+    title = f"{name} on {chip}, per row of the minibatch"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     for heading in ("", *FIGURES):
         table.add_column(heading, justify="right" if heading else "left")
     for direction in (*DIRECTIONS, BOTH):

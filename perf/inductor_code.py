@@ -96,8 +96,11 @@ def trace(batch: Any, leaves: list[Tensor]) -> dict[str, tuple[fx.GraphModule, l
         decompositions=select_decomp_table(),
     )
 
+    # What `kernels.report` compiles.
+    config = LossConfig(clip_value=0.2)
+
     def losses(beta: Tensor) -> tuple[Tensor, ...]:
-        out = klpen_ppo_loss(batch, beta, LossConfig(), "torch")
+        out = klpen_ppo_loss(batch, beta, config, "torch")
         results = tuple(getattr(out, field.name) for field in fields(out))
         return tuple(x for x in results if x is not None)
 

@@ -191,6 +191,18 @@ def test_a_gaussians_kl_holds_for_any_ratio_of_scales(ratio):
     assert (kl.double() - expected).abs() < KL_ERROR * expected
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(0.1, 1.5), (0.0, -1.1), (-2.0, 2.0), (-0.1, 7.7), (-40.0, -8.0), (-8.0, -40.0), (30.0, -3.0)],
+)
+def test_a_bernoullis_kl_holds_for_any_logits(before, after):
+    family = FAMILIES["bernoulli"]
+    old, new = (torch.tensor([[x], [-x]]) for x in (before, after))
+    kl = losses(head(family, (old,), (new,), torch.zeros(2, 1))).kl
+    expected = exact_kl(family, (old,), (new,), 2)
+    assert ((kl.double() - expected).abs() < KL_ERROR * expected).all()
+
+
 @pytest.mark.parametrize("side", ["old", "new"])
 def test_a_negative_scale_is_not_finite(side):
     family = FAMILIES["normal"]

@@ -12,7 +12,7 @@ from tests.kernel_cases import NUMBERS, batch, conforms, head, static
 
 pytest.importorskip("triton", reason="Triton has no wheel here")
 
-from klppo_compile.kernels import operators, tiling
+from klppo_compile.kernels import launch, operators, tiling
 
 # The interpreter is numpy: forbidden actions' infinite logits cancel to NaN, selected away later.
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid|divide|overflow):RuntimeWarning")
@@ -34,6 +34,11 @@ def test_actions_where_the_tile_changes(D):
 
 def test_the_largest_action_space():
     conforms(batch(head("categorical", 1, 262_144, dtype=torch.bfloat16)), static(), gradient=8e-3)
+
+
+def test_many_blocks_are_merged_in_steps(monkeypatch):
+    monkeypatch.setattr(launch, "FOLD", 2)
+    conforms(batch(head("categorical", 20, 1000), masks=True), static())  # a block per row
 
 
 @pytest.mark.parametrize("name", SERVED)
@@ -139,6 +144,21 @@ def test_an_action_out_of_range_is_reported_not_read(D):
     out = operators.loss(minibatch, NUMBERS, static())
     assert out["nonfinite"] == 3
     assert out["log_prob"].isnan().tolist() == [False, True, True, False, True, False]
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_an_action_is_an_integer_of_any_size(backend):
+    minibatch = batch(head("categorical", 6, 4))
+    (h,) = minibatch.policy
+
+    def loss(dtype):
+        policy = (dataclasses.replace(h, action=h.action.to(dtype)),)
+        now = dataclasses.replace(minibatch, policy=policy)
+        return klpen_ppo_loss(now, 1.0, LossConfig(), backend).loss_objective
+
+    assert loss(torch.uint8) == loss(torch.int16) == loss(torch.int64)
+    with pytest.raises(ValueError, match="must hold integer indices"):
+        loss(torch.float32)
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])

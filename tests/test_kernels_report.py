@@ -23,6 +23,35 @@ SASS = """
         /*0060*/                   BRA 0x60 ;
         /*0070*/                   NOP ;
 """
+FAR = """
+import dataclasses
+
+import torch
+import triton
+
+from klppo_compile.kernels import launch, machine_code, report, tiling
+from klppo_compile.kernels.layout import Static
+
+FAR = 2**30 + 8
+triton.runtime.driver.set_active(machine_code.DRIVER)
+
+
+def run(kernel, grid, threads, *args):
+    text = kernel.warmup(*args, grid=(1,), **tiling.options(threads, 32)).asm["ttir"]
+    assert f"{FAR} : i32" not in text, kernel.fn.__name__
+    print(f"{FAR} : i64" in text)
+
+
+static = Static("mean", "l2", False, True, False)
+for D in (4, 5000):
+    p = report.Case("categorical", 8, D, K=3).problem()
+    # As logits [K, N, D] seen as [N, K, D].
+    far = dataclasses.replace(p.heads[0], SH=(3, FAR, D, FAR, D, FAR))
+    p = dataclasses.replace(p, heads=(far,))
+    out = launch.forward(p, (1.0,) * 10, static, run)
+    g = torch.empty(1, device="meta")
+    launch.backward(p, (g, g, g), out.metrics, out.log_prob, out.kept, static, run)
+"""
 PLAIN = {"registers": 40, "spills": 0, "stack": 0, "shared": 0, "instructions": 100, "warps": 4}
 
 
@@ -31,13 +60,22 @@ def row(**changes):
     return report.Row("finalize", report.Case("normal", 8, 2), "sm_90", cost, 1, 1.0, 1.0)
 
 
-def report_on(*arguments):
-    """The report in an interpreter of its own, where Triton compiles."""
+def compiling(*arguments):
+    """Python in a process of its own, where Triton compiles."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "klppo_compile.kernels.report", *arguments]
     return subprocess.run(
-        command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, *arguments],
+        check=False,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
+
+
+def report_on(*arguments):
+    """The report, likewise."""
+    return compiling("-m", "klppo_compile.kernels.report", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +89,13 @@ def test_shipped_kernels_neither_spill_nor_grow(family, columns, tmp_path):
     rows = [json.loads(text) for text in saved.read_text(encoding="utf-8").splitlines()]
     kernels = {found["kernel"].split("_")[-1] for found in rows}
     assert {"forward", "backward", "finalize"} <= kernels
+
+
+def test_heads_of_a_row_far_apart_are_reached_in_64_bits():
+    # The interpreter's integers don't overflow: the compiled text has to say it.
+    done = compiling("-c", FAR)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split().count("True") == 5
 
 
 def test_sass_is_read():

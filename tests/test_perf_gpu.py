@@ -36,6 +36,7 @@ from klppo_compile.perf.gpu_targets import (
     verdict,
 )
 from klppo_compile.perf.gpu_timing import InterpretedDevice, one_after_another
+from klppo_compile.perf.inductor import case_of
 from klppo_compile.perf.inductor_code import parse
 from klppo_compile.perf.providers import faults
 from klppo_compile.perf.rows import Row, read_document
@@ -269,6 +270,18 @@ def test_launches_and_sizes_are_read_from_inductors_text():
         (128, 8192),
         (640, 1),
     ]
+
+
+def test_a_head_of_inductors_table_is_named():
+    plain = case_of("bernoulli-6", 64)
+    several = case_of("categorical-6x4", 64)
+    words = case_of("categorical-131072-bfloat16", 64)
+    assert (plain.family, plain.D, plain.heads, plain.dtype) == ("bernoulli", 6, 1, "float32")
+    assert (several.D, several.heads) == (6, 4)
+    assert (words.N, words.D, words.dtype) == (64, 131072, "bfloat16")
+    for unknown in ("normal", "normal-0", "gauss-3", "normal-3-float64"):
+        with pytest.raises(BadInputError, match="--head must be one of"):
+            case_of(unknown, 64)
 
 
 def test_another_torch_is_refused(monkeypatch, capsys):

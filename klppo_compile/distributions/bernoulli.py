@@ -7,34 +7,37 @@ they are: both are written for the rarer outcome, where nothing cancels.
 from torch import Tensor
 
 from klppo_compile.records import Factorised
-from klppo_compile.series import log_one_plus, phi, psi, psi_near, softplus
-from klppo_compile.vocabulary import exp, magnitude, maximum, sigmoid, where
+from klppo_compile.series import log_one_plus, phi_near, psi, softplus, tanh_half_near
+from klppo_compile.vocabulary import exp, log, magnitude, maximum, minimum, quotient, where
 
 
 def log_prob(action: Tensor, logits: Tensor) -> Tensor:
     """log p(action) = action z - softplus(z)."""
-    return action * logits - maximum(logits, 0.0) - log_one_plus(exp(-magnitude(logits)))
+    return action * logits - softplus(logits)
 
 
 def kl(old_logits: Tensor, logits: Tensor) -> Tensor:
-    """KL(old || new) = q psi(w) - phi(q (psi(w) - w)), with w the fall of the rarer one's logit.
+    """KL(old || new) = q psi(w) - phi(m), m = q (psi(w) - w), w the fall of the rarer one's logit.
 
-    It is the softmax form over two actions with the other's logit as the constant. Far out, where
-    exp(-w) could overflow, nothing cancels in the plain q w + softplus(new) - softplus(old).
+    It is the softmax form over two actions with the other's logit as the constant. Where m is
+    large nothing cancels in the plain q w + softplus(new) - softplus(old), and where exp(-w) is, q
+    may have lost its digits: it can be as small as float32 has it, or 0.
     """
-    fall = where(old_logits > 0.0, logits - old_logits, old_logits - logits)
-    rare = -magnitude(old_logits)
-    q = sigmoid(rare)
+    rare = where(old_logits > 0.0, -logits, logits)
+    falling = exp(-magnitude(old_logits))
+    rest = quotient(1.0, 1.0 + falling)
+    fall = -magnitude(old_logits) - rare
+    q = falling * rest
     p = psi(fall)
-    exact = q * p - phi(q * (p - fall))
-    plain = q * fall + softplus(rare - fall) - softplus(rare)
-    return where(magnitude(fall) < 8.0, exact, plain)
+    m = q * (p - fall)
+    plain = q * fall + maximum(rare, 0.0) + log_one_plus(exp(-magnitude(logits))) + log(rest)
+    return where((m < 1.0) & (fall > -30.0), q * p - phi_near(m), plain)
 
 
 def entropy(logits: Tensor) -> Tensor:
     """softplus(z) - z sigmoid(z), an even function, taken at -|z|."""
-    rare = -magnitude(logits)
-    return softplus(rare) - rare * sigmoid(rare)
+    falling = exp(-magnitude(logits))
+    return log_one_plus(falling) + magnitude(logits) * falling * quotient(1.0, 1.0 + falling)
 
 
 def vjp(
@@ -47,13 +50,16 @@ def vjp(
 ) -> tuple[Tensor]:
     """The three gradients pulled back to the logits.
 
-    The KL's is p - q = p (1 - q) (1 - exp(-rise)), which does not cancel.
+    The KL's is p - q = tanh((new - old) / 2) (p (1 - q) + q (1 - p)), which does not cancel; with
+    (1 - p) / p = exp(-z) the second factor is p q (exp(-new) + exp(-old)).
     """
-    p, q = sigmoid(logits), sigmoid(old_logits)
+    odds, old_odds = exp(-logits), exp(-old_logits)
+    p, q = quotient(1.0, 1.0 + odds), quotient(1.0, 1.0 + old_odds)
     rise = logits - old_logits
-    close = p * sigmoid(-old_logits) * (rise - psi_near(rise))
-    d_kl = where(magnitude(rise) < 0.5, close, p - q)
-    d_entropy = logits * p * sigmoid(-logits)
+    # Where the sum is infinite, p q is 0.
+    both = p * q * minimum(odds + old_odds, 1e38)
+    d_kl = where(magnitude(rise) < 0.25, tanh_half_near(rise) * both, p - q)
+    d_entropy = logits * (p - p * p)
     return (g_log_prob * (action - p) + g_kl * d_kl - g_entropy * d_entropy,)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from klppo_compile.records import Softmax
 from klppo_compile.series import phi, psi_near, weighted_psi
-from klppo_compile.vocabulary import exp, magnitude, maximum, where
+from klppo_compile.vocabulary import exp, magnitude, maximum, quotient, where
 
 
 def moments(
@@ -61,7 +61,7 @@ def vjp(
     """
     q, p = exp(old_log_p), exp(log_p)
     near = maximum(magnitude(u), magnitude(old_log_p - log_p)) < 0.5
-    d_kl = where(near, q * (psi_near(u) - u - m) * (1.0 / (1.0 + m)), p - q)
+    d_kl = where(near, q * (psi_near(u) - u - m) * quotient(1.0, 1.0 + m), p - q)
     # Any finite floor will do: below it p is 0, and 0 times infinity would be NaN.
     pull = g_log_prob + g_entropy * entropy + g_entropy * maximum(log_p, -1e4)
     return where(hit, g_log_prob, 0.0) - p * pull + g_kl * d_kl

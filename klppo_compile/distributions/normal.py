@@ -7,26 +7,26 @@ elements. Units are nats.
 from torch import Tensor
 
 from klppo_compile.records import Factorised
-from klppo_compile.series import phi_nearer
-from klppo_compile.vocabulary import log, magnitude, where
+from klppo_compile.series import phi_near
+from klppo_compile.vocabulary import log, magnitude, quotient, where
 
 HALF_LOG_2PI = 0.9189385332046727  # log(2 pi) / 2
 
 
 def log_prob(action: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     """log N(action; loc, scale)."""
-    z = (action - loc) * (1.0 / scale)
+    z = (action - loc) * quotient(1.0, scale)
     return -0.5 * z * z - log(scale) - HALF_LOG_2PI
 
 
 def kl(old_loc: Tensor, old_scale: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     """KL(old || new) = (t^2 + d^2) / 2 + phi(d), t the shift in scales, 1 + d the scales' ratio."""
-    inverse = 1.0 / scale
+    inverse = quotient(1.0, scale)
     t = (loc - old_loc) * inverse
     d = (old_scale - scale) * inverse
     # Not log(1 + d): where the old policy is far narrower, 1 + d has no digits left.
     far = d - log(old_scale * inverse)
-    return 0.5 * (t * t + d * d) + where(magnitude(d) < 0.25, phi_nearer(d), far)
+    return 0.5 * (t * t + d * d) + where(magnitude(d) < 0.5, phi_near(d), far)
 
 
 def entropy(loc: Tensor, scale: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def vjp(
     scale: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The three gradients pulled back to loc and scale."""
-    inverse = 1.0 / scale
+    inverse = quotient(1.0, scale)
     z = (action - loc) * inverse
     t = (loc - old_loc) * inverse
     d = (old_scale - scale) * inverse

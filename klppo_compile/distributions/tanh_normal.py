@@ -13,7 +13,7 @@ from klppo_compile.distributions import normal
 from klppo_compile.distributions.normal import entropy, kl
 from klppo_compile.records import Factorised
 from klppo_compile.series import log_one_plus
-from klppo_compile.vocabulary import exp, log, magnitude
+from klppo_compile.vocabulary import exp, log, magnitude, quotient
 
 LOG_2 = 0.6931471805599453
 normal_log_prob = normal.log_prob
@@ -22,7 +22,7 @@ normal_vjp = normal.vjp
 
 def unsquash(action: Tensor) -> Tensor:
     """atanh(action)."""
-    return 0.5 * log((1.0 + action) / (1.0 - action))
+    return 0.5 * log(quotient(1.0 + action, 1.0 - action))
 
 
 def log_slope(x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def correction_vjp(g: Tensor, noise: Tensor, loc: Tensor, scale: Tensor) -> tupl
     """Its gradient pulled back to loc and scale: log tanh' has the slope -2 tanh."""
     x = loc + scale * noise
     falling = exp(-2.0 * magnitude(x))
-    tanh = (1.0 - falling) / (1.0 + falling) * (x / (magnitude(x) + 1e-30))
+    tanh = quotient(1.0 - falling, 1.0 + falling) * quotient(x, magnitude(x) + 1e-30)
     d_loc = -2.0 * g * tanh
     return d_loc, d_loc * noise
 
