@@ -8,7 +8,18 @@ from klppo_compile.kernels.specialise import specialise
 from klppo_compile.objective import DISTANCES
 from klppo_compile.records import Family, Softmax
 
-TEXTS = ("log_prob", "kl", "entropy", "vjp", "correction", "correction_vjp", "moments", "close")
+TEXTS = (
+    "log_prob",
+    "kl",
+    "entropy",
+    "vjp",
+    "correction",
+    "correction_vjp",
+    "drift",
+    "level",
+    "moments",
+    "close",
+)
 
 
 @functools.cache
@@ -28,6 +39,7 @@ def kernels(family: Family, critic: str) -> dict[str, Any]:
         templates |= {
             "forward": softmax.softmax_forward,
             "streaming": streaming.streaming_softmax,
+            "again": streaming.streaming_again,
             "close": streaming.streaming_close,
             "backward": softmax.softmax_backward,
         }

@@ -156,11 +156,14 @@ def head_forward(
         return
     stream, lines = streaming_tile(h.D, h.bits), rows.N * h.K
     steps, programs = split(lines, h.D, stream)
-    moments = kept.new_empty((lines, programs, 9))
-    args = (h.action, *h.old, *h.new, moments, steps, h.SH, h.K, h.D, stream.T, stream.W)
-    run(k["streaming"], (lines, programs), stream.threads, *args)
-    args = (h.action, *h.new, moments, *closing, programs, block.BN)
-    run(k["close"], grid, block.threads, *args, triton.next_power_of_2(programs), *flags)
+    moments, again = kept.new_empty((2, lines, programs, 9)).unbind()
+    parts = (programs, triton.next_power_of_2(programs))
+    how = (steps, h.SH, h.K, h.D, stream.T, stream.W)
+    run(k["streaming"], (lines, programs), stream.threads, h.action, *h.old, *h.new, moments, *how)
+    args = (*h.old, *h.new, moments, again, *how, *parts)
+    run(k["again"], (lines, programs), stream.threads, *args)
+    args = (h.action, *h.new, again, *closing, parts[0], block.BN, parts[1])
+    run(k["close"], grid, block.threads, *args, *flags)
 
 
 def backward(

@@ -22,6 +22,7 @@ from klppo_compile.kernels.tiles import (
 )
 from klppo_compile.kernels.vocabulary import exp, log, quotient
 
+drift, level = Free("drift"), Free("level")
 moments, close, vjp = Free("moments"), Free("close"), Free("vjp")
 LOWEST = tl.constexpr(float("-inf"))
 
@@ -47,7 +48,7 @@ def softmax_forward(
     BONUS: tl.constexpr,
     EXPLAINED: tl.constexpr,
 ):
-    """Up to a few thousand actions: one sweep for the maxima, one for the moments.
+    """Up to a few thousand actions: two sweeps for the constants, one for the moments.
 
     SH: strides of row and head for action [N, K], old and new [N, K, D].
     """
@@ -57,37 +58,47 @@ def softmax_forward(
     for k in range(0, K):
         b_old_at = old + (spread(i_n) * SH[2] + offset(k, SH[3], K))
         b_new_at = new + (spread(i_n) * SH[4] + offset(k, SH[5], K))
-        b_tops = tops(b_old_at, b_new_at, D, BN, T, W)
-        b_sums = row_moments(b_old_at, b_new_at, b_tops, D, BN, T, W)
-        b_closed = close_head(action, new, b_tops, b_sums, kept, i_n, k, live, N, SH, K, D)
+        b_refs = constants(b_old_at, b_new_at, D, BN, T, W)
+        b_sums = row_moments(b_old_at, b_new_at, b_refs, D, BN, T, W)
+        b_closed = close_head(action, new, b_refs, b_sums, kept, i_n, k, live, N, SH, K, D)
         b_head = plus(b_head, b_closed)
     end_head(b_head, i_n, live, samples, numbers, carry, out, N, S, BN, CLIPPED, BONUS, EXPLAINED)
 
 
-def tops(b_old_at, b_new_at, D: tl.constexpr, BN: tl.constexpr, T: tl.constexpr, W: tl.constexpr):
-    """The rows' largest old and new logit [BN], from where each row begins."""
+def constants(
+    b_old_at, b_new_at, D: tl.constexpr, BN: tl.constexpr, T: tl.constexpr, W: tl.constexpr
+):
+    """Constants of the old and the new logits [BN], read from where each row begins."""
     b_old_top = tl.full([BN, T, W], LOWEST, tl.float32)
     b_top = b_old_top
     for j in tl.static_range(0, D, T * W):
         i_a = columns(j, T, W)
         b_old_top = tl.maximum(b_old_top, load(b_old_at + i_a, i_a < D, LOWEST))
         b_top = tl.maximum(b_top, load(b_new_at + i_a, i_a < D, LOWEST))
-    return row_max(b_old_top), row_max(b_top)
+    b_old_top, b_top = row_max(b_old_top), row_max(b_top)
+    b_q = tl.zeros([BN, T, W], tl.float32)
+    b_d = b_q
+    for j in tl.static_range(0, D, T * W):
+        i_a = columns(j, T, W)
+        b_old, b_new = load(b_old_at + i_a, i_a < D, LOWEST), load(b_new_at + i_a, i_a < D, LOWEST)
+        q = exp(b_old - spread(b_old_top))
+        b_q, b_d = b_q + q, b_d + drift(q, b_old - b_new)
+    return b_old_top, level(b_old_top, b_top, quotient(row_sum(b_d), row_sum(b_q)))
 
 
 def row_moments(
-    b_old_at, b_new_at, b_tops, D: tl.constexpr, BN: tl.constexpr, T: tl.constexpr, W: tl.constexpr
+    b_old_at, b_new_at, b_refs, D: tl.constexpr, BN: tl.constexpr, T: tl.constexpr, W: tl.constexpr
 ):
-    """Log-normalisers less the tops, and the means of u, psi(u) and y: what `close` takes."""
-    b_old_top, b_top = b_tops
+    """Log-normalisers less the constants, and the means of u, psi(u) and y: what `close` takes."""
+    b_old_ref, b_ref = b_refs
     b_q = tl.zeros([BN, T, W], tl.float32)
     b_p, b_u, b_psi, b_y = b_q, b_q, b_q, b_q
     for j in tl.static_range(0, D, T * W):
         i_a = columns(j, T, W)
         b_old, b_new = load(b_old_at + i_a, i_a < D, LOWEST), load(b_new_at + i_a, i_a < D, LOWEST)
-        y, u = b_new - spread(b_top), (b_old - b_new) - spread(b_old_top - b_top)
+        y, u = b_new - spread(b_ref), (b_old - b_new) - spread(b_old_ref - b_ref)
         p = exp(y)
-        q, p, u, psi_u, y = moments(exp(b_old - spread(b_old_top)), p, p, u, y)
+        q, p, u, psi_u, y = moments(exp(b_old - spread(b_old_ref)), p, p, u, y)
         b_q, b_p, b_u, b_psi, b_y = b_q + q, b_p + p, b_u + u, b_psi + psi_u, b_y + y
     q, p = row_sum(b_q), row_sum(b_p)
     u, psi_u = quotient(row_sum(b_u), q), quotient(row_sum(b_psi), q)

@@ -220,6 +220,48 @@ def test_offset_logits_keep_the_mean_kl():
     assert abs(float(out.mean_kl) - float(expected.mean())) < 1e-3 * float(expected.mean())
 
 
+@pytest.mark.parametrize("step", [1e-3, 0.1, 1.0, 3.0])
+@pytest.mark.parametrize("actions", [18, 5000, 131072])
+def test_a_rare_action_alone_may_move(actions, step):
+    """A uniform policy's first update: what is the new maximum says nothing of the others."""
+    new = raised(actions, step)
+    batch = moved_alone(new)
+    out = klpen_ppo_loss(batch, 1.0)
+    assert float(out.kl[0]) == pytest.approx(kl_of_raised(new[0, 0, 0], actions), rel=KL_ERROR)
+    (found,) = torch.autograd.grad(out.loss_objective, new)
+    true = torch.softmax(new.detach().double(), -1) - 1 / actions
+    assert (found.double() - true).norm() < GRADIENT_ERROR * true.norm()
+
+
+def test_a_rare_action_alone_may_move_when_compiled():
+    """The constants have other weights there. (Sums of wide rows are plain ones in vectors.)"""
+    torch.compiler.reset()
+    compiled = torch.compile(lambda new: klpen_ppo_loss(moved_alone(new), 1.0).kl, fullgraph=True)
+    for step in (0.01, 1.0):
+        new = raised(256, step)
+        expected = kl_of_raised(new[0, 0, 0], 256)
+        assert float(compiled(new)[0]) == pytest.approx(expected, rel=KL_ERROR)
+
+
+def raised(actions, step):
+    """One row of logits, all 0 but the first."""
+    return torch.zeros(1, 1, actions).index_fill(-1, torch.tensor(0), step).requires_grad_()
+
+
+def moved_alone(new):
+    """A minibatch of one row whose old policy is uniform."""
+    old, action = torch.zeros_like(new), torch.ones(1, 1).long()
+    one_head = head(FAMILIES["categorical"], (old,), (new,), action)
+    return Minibatch((one_head,), torch.zeros(1), torch.zeros(1))
+
+
+def kl_of_raised(step, actions):
+    """KL of the uniform policy to the one with one logit raised, in 50 digits."""
+    with mpmath.workdps(50):
+        d = mpmath.mpf(float(step.detach()))
+        return float(mpmath.log1p(mpmath.expm1(d) / actions) - d / actions)
+
+
 def forbid(logits, action):
     return logits.index_fill(-1, torch.tensor(action), -torch.inf)
 

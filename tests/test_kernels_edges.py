@@ -32,6 +32,29 @@ def test_actions_where_the_tile_changes(D):
     conforms(batch(head("categorical", 3, D)), static())
 
 
+@pytest.mark.parametrize("step", [1e-3, 0.1, 1.0])
+@pytest.mark.parametrize("D", [18, 300, WIDE])
+def test_a_rare_action_alone_may_move(D, step):
+    """A uniform policy's first update: what is the new maximum says nothing of the others."""
+    old = torch.zeros(2, 1, D)
+    new = old.index_fill(-1, torch.tensor(0), step)
+    action = torch.tensor([[0], [D - 1]])
+    policy = PolicyHead(FAMILIES["categorical"], action, (old,), (new.requires_grad_(),))
+    conforms(batch(policy), static())
+
+
+@pytest.mark.parametrize("top", [9.0, 11.0, 13.0])
+def test_the_action_may_be_rare_and_the_common_one_move(top):
+    """Its chunk says nothing of the rest of the row, which is read again."""
+    old = torch.randn(2, 1, WIDE) * 0.5
+    old[..., 100] = top
+    new = old.clone()
+    new[..., 100] += 0.3
+    action = torch.tensor([[100], [WIDE - 1]])
+    policy = PolicyHead(FAMILIES["categorical"], action, (old,), (new.requires_grad_(),))
+    conforms(batch(policy), static())
+
+
 def test_the_largest_action_space():
     conforms(batch(head("categorical", 1, 262_144, dtype=torch.bfloat16)), static(), gradient=8e-3)
 

@@ -1,15 +1,34 @@
 """Softmax families: head output `logits`, action an index. Per action, then once per row.
 
-x and y are the old and the new logits less any constants of their row, u = x - y, and q and p are
+x and y are the old and the new logits less constants of their row, u = x - y, and q and p are
 exp(x) and exp(y) up to factors of their row. So a row may be taken whole or in chunks, with
-whatever constants are at hand: the formulas are exact. In nats.
+whatever constants are at hand: the formulas are exact. Digits are kept where the constants make u
+small where q is not, as those of `level` do; where u is small at one rare action alone, the KL
+cancels. In nats.
 """
 
 from torch import Tensor
 
 from klppo_compile.records import Softmax
-from klppo_compile.series import phi, psi_near, weighted_psi
-from klppo_compile.vocabulary import exp, magnitude, maximum, quotient, where
+from klppo_compile.series import phi_near, psi_near, weighted_psi
+from klppo_compile.vocabulary import clip, exp, magnitude, maximum, quotient, where
+
+
+def drift(q: Tensor, d: Tensor) -> Tensor:
+    """What is summed over actions for the policies' mean difference, d the old less the new logit.
+
+    Where both forbid an action, d is no number. Where only the new policy does, the mean is
+    infinite, and the KL with it.
+    """
+    return q * where(q > 0.0, d, 0.0)
+
+
+def level(old_top: Tensor, top: Tensor, mean_d: Tensor) -> Tensor:
+    """The new logits' constant, where the old ones' is their maximum: the mean of u is 0 then.
+
+    It stays so near the new maximum that no exponential overflows, nor does p vanish.
+    """
+    return clip(old_top - mean_d, top - 60.0, top + 60.0)
 
 
 def moments(
@@ -32,15 +51,13 @@ def close(
 
     These are y at a, the log-normalisers of x and y, and the means of u, psi(u) and y.
     KL = E_q[psi(u)] - phi(m), m = E_q[psi(u) - u], is exact for every constant and does not cancel.
-    Where an exponential overflowed it departs from the plain KL = E_q[u] + log_p - log_q, which
-    then is the accurate one, and m with it.
+    Where m is large there is nothing to cancel: the plain KL = E_q[u] + log_p - log_q is accurate,
+    and stays so where an exponential overflowed; m follows from the normalisers then.
     """
-    plain = u + log_p - log_q
-    mean = psi_u - u
-    exact = psi_u - phi(mean)
-    agree = magnitude(exact - plain) < 1e-5 * (1.0 + plain)
-    kl = maximum(where(agree, exact, plain), 0.0)
-    return picked - log_p, kl, log_p - y, where(agree, mean, exp(log_p - log_q) - 1.0)
+    log_ratio, m = log_p - log_q, psi_u - u
+    near = magnitude(m) < 0.5
+    kl = maximum(where(near, psi_u - phi_near(m), u + log_ratio), 0.0)
+    return picked - log_p, kl, log_p - y, where(near, m, exp(log_ratio) - 1.0)
 
 
 def vjp(
@@ -71,6 +88,8 @@ FAMILY = Softmax(
     name="categorical",
     distribution="Categorical",
     parameters=("logits",),
+    drift=drift,
+    level=level,
     moments=moments,
     close=close,
     vjp=vjp,
