@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from klppo_compile.perf.exact import environment, result_of_process, told
+from klppo_compile.perf.exact import pinned, result_of_process, told
 from klppo_compile.perf.measure import estimate, ratios
+from klppo_compile.perf.processes import environment
 from klppo_compile.perf.providers import OURS_COMPILED, TORCHRL_COMPILED
 from klppo_compile.perf.rows import Row
 from klppo_compile.perf.workloads import Workload
@@ -43,7 +44,9 @@ def measure_cold(
 def cold_start(side: str, workload: Workload) -> dict[str, float]:
     """Processor seconds of one start with an empty cache, and of one after it."""
     with tempfile.TemporaryDirectory(prefix="klppo-cold-") as cache:
-        variables = environment(None) | CACHES | {"TORCHINDUCTOR_CACHE_DIR": str(Path(cache))}
+        variables = (
+            environment(None, pinned()) | CACHES | {"TORCHINDUCTOR_CACHE_DIR": str(Path(cache))}
+        )
         arguments = [side, told(workload)]
         cold, cached = (
             result_of_process("cold_process", arguments, f"the cold start of {side}", variables)

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from klppo_compile.exit_codes import CannotError, MissingRequirementError
-from klppo_compile.perf.exact import environment, rows_of_process, told
+from klppo_compile.perf.exact import pinned, rows_of_process, told
 from klppo_compile.perf.measure import estimate
+from klppo_compile.perf.processes import environment, last_words, run_process
 from klppo_compile.perf.rows import Row
 from klppo_compile.perf.workloads import Workload
 
@@ -99,22 +100,9 @@ def run_callgrind(folder: Path, texts: list[str], python_path: Path | None) -> N
         str(folder),
         *texts,
     ]
-    try:
-        done = subprocess.run(  # noqa: S603  valgrind on this interpreter and a module of this package
-            command,
-            env=environment(python_path),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=TIMEOUT,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise CannotError(
-            f"callgrind must end within {TIMEOUT} s; it did not. Count fewer workloads."
-        ) from error
+    done = run_process("callgrind", command, environment(python_path, pinned()), TIMEOUT)
     if done.returncode:
-        told = [x for x in done.stderr.splitlines() if not x.startswith("==")] or ["nothing"]
-        raise CannotError(f"callgrind ended with {done.returncode} and said: {told[-1]}")
+        raise CannotError(f"callgrind ended with {done.returncode}: {last_words(done, '==')}")
 
 
 def rows_in(folder: Path) -> list[Row]:

@@ -6,7 +6,6 @@ any folder: two revisions are counted by the same text.
 """
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from klppo_compile.exit_codes import CannotError, FailedError, RefusalError
+from klppo_compile.perf.processes import environment, last_words, run_process
 from klppo_compile.perf.rows import Row
 from klppo_compile.perf.workloads import Workload
 
@@ -26,9 +26,6 @@ TIMEOUT = 1800
 WRONG_ANSWER = 11
 """Exit status of a measuring process whose loss is wrong: its numbers would mean nothing."""
 PINNED = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "TORCHINDUCTOR_COMPILE_THREADS": "1",
     # A graph from the cache isn't counted; compiled C++ may come from there.
     "TORCHINDUCTOR_FX_GRAPH_CACHE": "0",
     "TORCHINDUCTOR_AUTOGRAD_CACHE": "0",
@@ -90,7 +87,7 @@ def rows_of_process(
         FailedError: it found a wrong answer.
         CannotError: it died.
     """
-    found = result_of_process(module, arguments, name, environment(python_path))
+    found = result_of_process(module, arguments, name, environment(python_path, pinned()))
     return [Row(**row) for row in found]
 
 
@@ -107,38 +104,22 @@ def result_of_process(
         out = Path(folder) / "result.json"
         # -P: the current folder has no say in which package is found.
         command = [sys.executable, "-P", "-m", f"{ROOM}.{module}", str(out), *arguments]
-        try:
-            done = subprocess.run(  # noqa: S603  this interpreter, on a module of this package
-                command,
-                env=variables,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=TIMEOUT,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise CannotError(
-                f"{name} must be measured within {TIMEOUT} s; it was not. Close what else runs."
-            ) from error
+        done = run_process(name, command, variables, TIMEOUT)
         if done.returncode or not out.exists():
             raise refusal(name, done)
         return json.loads(out.read_text(encoding="utf-8"))
 
 
-def environment(python_path: Path | None) -> dict[str, str]:
-    """The environment of a measuring process: pinned, and with the package to measure first."""
-    pinned = PINNED | (X86 if platform.machine().lower() in {"x86_64", "amd64"} else {})
-    found = {k: v for k, v in os.environ.items() if k not in {"TRITON_INTERPRET", "TORCH_LOGS"}}
-    here = [str(Path(folder or ".").resolve()) for folder in sys.path]
-    first = [] if python_path is None else [str(python_path.resolve())]
-    return found | pinned | {"PYTHONPATH": os.pathsep.join([*first, *here])}
+def pinned() -> dict[str, str]:
+    """The variables that pin what is counted."""
+    return PINNED | (X86 if platform.machine().lower() in {"x86_64", "amd64"} else {})
 
 
 def refusal(name: str, done: "subprocess.CompletedProcess[str]") -> RefusalError:
     """What to say of a measuring process that failed."""
-    lines = done.stderr.strip().splitlines() or ["it said nothing"]
+    said = last_words(done)
     if done.returncode == WRONG_ANSWER:
-        return FailedError(f"no numbers for a wrong answer: {lines[-1]}")
+        return FailedError(f"no numbers for a wrong answer: {said}")
     return CannotError(
-        f"{name} could not be measured: its process ended with {done.returncode}: {lines[-1]}"
+        f"{name} could not be measured: its process ended with {done.returncode}: {said}"
     )

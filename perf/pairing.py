@@ -1,8 +1,6 @@
 """Launches of a paired comparison: fresh processes that call base, new and base again in turns."""
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from klppo_compile.exit_codes import BadInputError, CannotError
+from klppo_compile.perf.processes import environment, last_words, run_process
 from klppo_compile.perf.revisions import ALIASES, Source, install
 
 TIMEOUT = 900
@@ -125,23 +124,11 @@ def ask(
         "seconds": seconds,
         "launch": number,
     }
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "klppo_compile.perf.pairing_launch"],
-            input=json.dumps(request),
-            env=environment(pair.folder),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=TIMEOUT,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise CannotError(
-            f"a launch must end within {TIMEOUT} s; one did not. Close what else runs here."
-        ) from error
+    command = [sys.executable, "-P", "-m", "klppo_compile.perf.pairing_launch"]
+    variables = environment(pair.folder, {})
+    done = run_process("a launch", command, variables, TIMEOUT, json.dumps(request))
     if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise CannotError(f"a launch ended with {done.returncode}: {said[-1]}")
+        raise CannotError(f"a launch ended with {done.returncode}: {last_words(done)}")
     reply: dict[str, Any] = json.loads(done.stdout)
     if "error" in reply:
         raise BadInputError(
@@ -149,16 +136,6 @@ def ask(
             f" {pair.names[reply['side']]} does not: {reply['error']}"
         )
     return reply
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """One thread, and the sides' packages beside the one that runs."""
-    here = [str(Path(entry or ".").resolve()) for entry in sys.path]
-    one = dict.fromkeys(
-        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"), "1"
-    )
-    kept = {k: v for k, v in os.environ.items() if k not in {"TRITON_INTERPRET", "TORCH_LOGS"}}
-    return kept | one | {"PYTHONPATH": os.pathsep.join([str(folder), *here])}
 
 
 def wave(

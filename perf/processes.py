@@ -1,0 +1,54 @@
+"""Measuring processes: fresh ones, that end in time, and what they said where they failed."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from klppo_compile.exit_codes import CannotError
+
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"), "1"
+)
+UNWANTED = {"TRITON_INTERPRET", "TORCH_LOGS"}
+"""Variables that would change what is measured."""
+
+
+def environment(first: Path | None, pinned: Mapping[str, str]) -> dict[str, str]:
+    """This process's variables on one thread, with a folder in front of where it imports from."""
+    kept = {k: v for k, v in os.environ.items() if k not in UNWANTED}
+    here = [str(Path(folder or ".").resolve()) for folder in sys.path]
+    before = [] if first is None else [str(first.resolve())]
+    return kept | ONE_THREAD | {"PYTHONPATH": os.pathsep.join([*before, *here]), **pinned}
+
+
+def run_process(
+    what: str, command: Sequence[str], variables: Mapping[str, str], seconds: float, given: str = ""
+) -> "subprocess.CompletedProcess[str]":
+    """Run a process to its end, with `given` on its standard input.
+
+    Raises:
+        CannotError: it took longer.
+    """
+    try:
+        return subprocess.run(  # noqa: S603  this interpreter, or valgrind on it, on our modules
+            command,
+            input=given,
+            env=dict(variables),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CannotError(
+            f"{what} must end within {seconds:g} s; it did not. Close what else runs here, or"
+            " measure fewer workloads."
+        ) from error
+
+
+def last_words(done: "subprocess.CompletedProcess[str]", ignored: str = "\0") -> str:
+    """The last line of a process's errors, of those that don't begin with `ignored`."""
+    lines = [x for x in done.stderr.strip().splitlines() if x and not x.startswith(ignored)]
+    return lines[-1] if lines else "it said nothing"
