@@ -169,8 +169,12 @@ def measure(case: Case, chip: str) -> list[Row]:
     )
     coeffs = (0.01,) * case.heads
     numbers: tuple[Tensor | float, ...] = (beta, *NUMBERS[:3], *coeffs, *NUMBERS[3:])
-    out = launch.forward(p, numbers, static, run)
-    launch.backward(p, (g, g, g), out.metrics, out.log_prob, out.kept, static, run)
+    token = tiling.CHIP.set(chip)
+    try:
+        out = launch.forward(p, numbers, static, run)
+        launch.backward(p, (g, g, g), out.metrics, out.log_prob, out.kept, static, run)
+    finally:
+        tiling.CHIP.reset(token)
     return rows
 
 

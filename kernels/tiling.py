@@ -1,6 +1,8 @@
 """How rows and columns are cut: a table by size, without tuning at run time."""
 
+import functools
 import math
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +13,8 @@ from klppo_compile.kernels.layout import Head
 WIDE = 4096  # actions beyond which a row is streamed
 FILL = 264  # programs that keep a large chip busy: two per multiprocessor
 WAVE = 64 if torch.version.hip else 32
+CHIP: ContextVar[str | None] = ContextVar("chip", default=None)
+"""The chip that is compiled for without a device; see report.py."""
 
 
 class Tile(NamedTuple):
@@ -61,11 +65,23 @@ def deepest(h: Head, backward: bool = False) -> int:
     if h.softmax:
         if h.K > 1:
             return 128
-        return 512 if h.D % 2 == 0 and (h.D <= 24 or (h.D > 32 and h.bits == 32)) else 256
+        short = 16 if crowded(CHIP.get(), h.new[0].device) else 24
+        return 512 if h.D % 2 == 0 and (short >= h.D or (h.D > 32 and h.bits == 32)) else 256
     if h.heavy:
         return 128
     light = not backward or len(h.new) == 1
     return 512 if h.D <= 6 and light else 256
+
+
+@functools.cache
+def crowded(chip: str | None, device: torch.device) -> bool:
+    """Whether the chip's assembler reads so far ahead that four rows of 18 actions would spill.
+
+    It does from compute capability 10 on.
+    """
+    if chip is None and device.type == "cuda" and not torch.version.hip:
+        return torch.cuda.get_device_capability(device)[0] >= 10
+    return chip == "sm_100"
 
 
 def streaming_tile(D: int, bits: int) -> Tile:
