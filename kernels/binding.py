@@ -15,7 +15,7 @@ TEXTS = (
     "vjp",
     "correction",
     "correction_vjp",
-    "drift",
+    "fall",
     "level",
     "moments",
     "close",

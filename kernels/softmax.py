@@ -22,7 +22,7 @@ from klppo_compile.kernels.tiles import (
 )
 from klppo_compile.kernels.vocabulary import exp, log, quotient
 
-drift, level = Free("drift"), Free("level")
+fall, level = Free("fall"), Free("level")
 moments, close, vjp = Free("moments"), Free("close"), Free("vjp")
 LOWEST = tl.constexpr(float("-inf"))
 
@@ -77,13 +77,13 @@ def constants(
         b_top = tl.maximum(b_top, load(b_new_at + i_a, i_a < D, LOWEST))
     b_old_top, b_top = row_max(b_old_top), row_max(b_top)
     b_q = tl.zeros([BN, T, W], tl.float32)
-    b_d = b_q
+    b_fall = b_q
     for j in tl.static_range(0, D, T * W):
         i_a = columns(j, T, W)
         b_old, b_new = load(b_old_at + i_a, i_a < D, LOWEST), load(b_new_at + i_a, i_a < D, LOWEST)
         q = exp(b_old - spread(b_old_top))
-        b_q, b_d = b_q + q, b_d + drift(q, b_old - b_new)
-    return b_old_top, level(b_old_top, b_top, quotient(row_sum(b_d), row_sum(b_q)))
+        b_q, b_fall = b_q + q, b_fall + q * fall(q, b_old, b_new)
+    return b_old_top, level(b_old_top, b_top, quotient(row_sum(b_fall), row_sum(b_q)))
 
 
 def row_moments(
@@ -96,9 +96,9 @@ def row_moments(
     for j in tl.static_range(0, D, T * W):
         i_a = columns(j, T, W)
         b_old, b_new = load(b_old_at + i_a, i_a < D, LOWEST), load(b_new_at + i_a, i_a < D, LOWEST)
-        y, u = b_new - spread(b_ref), (b_old - b_new) - spread(b_old_ref - b_ref)
-        p = exp(y)
-        q, p, u, psi_u, y = moments(exp(b_old - spread(b_old_ref)), p, p, u, y)
+        q, y = exp(b_old - spread(b_old_ref)), b_new - spread(b_ref)
+        p, u = exp(y), fall(q, b_old, b_new) - spread(b_old_ref - b_ref)
+        q, p, u, psi_u, y = moments(q, p, p, u, y)
         b_q, b_p, b_u, b_psi, b_y = b_q + q, b_p + p, b_u + u, b_psi + psi_u, b_y + y
     q, p = row_sum(b_q), row_sum(b_p)
     u, psi_u = quotient(row_sum(b_u), q), quotient(row_sum(b_psi), q)

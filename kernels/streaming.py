@@ -11,7 +11,7 @@ from klppo_compile.kernels.specialise import Free
 from klppo_compile.kernels.tiles import columns, load, plus, row_max, row_sum, rows
 from klppo_compile.kernels.vocabulary import exp, log, quotient
 
-drift, level = Free("drift"), Free("level")
+fall, level = Free("fall"), Free("level")
 moments, close = Free("moments"), Free("close")
 # A KL is taken again where it is a smaller part than this of what it is a difference of: at worst
 # it has lost 3 of 24 bits then.
@@ -50,8 +50,8 @@ def streaming_softmax(
     old_ref, ref = tl.where(old_ref > LOWEST, old_ref, 0.0), tl.where(ref > LOWEST, ref, 0.0)
     q = exp(b_old - old_ref)
     mass = tl.sum(row_sum(q), 0)
-    mean_d = quotient(tl.sum(row_sum(drift(q, b_old - b_new)), 0), mass)
-    ref = level(old_ref, ref, tl.where(mass > 0.0, mean_d, 0.0))
+    mean_fall = quotient(tl.sum(row_sum(q * fall(q, b_old, b_new)), 0), mass)
+    ref = level(old_ref, ref, tl.where(mass > 0.0, mean_fall, 0.0))
     b_out = partial + (i_r * tl.num_programs(1) + tl.program_id(1)) * 9
     sweep(old + o_old, new + o_new, old_ref, ref, home, b_out, STEPS, D, T, W)
 
@@ -115,12 +115,12 @@ def sweep(
     for _ in range(first, last):
         i_a = columns(chunk * (T * W), T, W)
         b_old, b_new = load(old + i_a, i_a < D, LOWEST), load(new + i_a, i_a < D, LOWEST)
-        x, y, u = b_old - old_ref, b_new - ref, (b_old - b_new) - (old_ref - ref)
+        x, y = b_old - old_ref, b_new - ref
         old_top, top = tl.maximum(b_old_top, tl.max(x, 2)), tl.maximum(b_top, tl.max(y, 2))
         f, g = exp(b_old_top - old_top), exp(b_top - top)
-        p = exp(y - top[:, :, None])
-        r = p * exp(top - old_top)[:, :, None]
-        q, p, u, psi_u, y = moments(exp(x - old_top[:, :, None]), p, r, u, y)
+        q, p = exp(x - old_top[:, :, None]), exp(y - top[:, :, None])
+        r, u = p * exp(top - old_top)[:, :, None], fall(q, b_old, b_new) - (old_ref - ref)
+        q, p, u, psi_u, y = moments(q, p, r, u, y)
         b_q, b_u, b_psi = (
             f * b_q + tl.sum(q, 2),
             f * b_u + tl.sum(u, 2),

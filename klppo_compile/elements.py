@@ -96,14 +96,14 @@ def softmax_rows(head: PolicyHead) -> HeadRows:
     family, (old,), (new,), action = head.family, head.old, head.new, head.action
     assert isinstance(family, Softmax) and action is not None
     old_top, top = old.amax(-1, True), new.amax(-1, True)  # [*P, K, 1]
-    x, d = old - old_top, old - new
+    x = old - old_top
     q = exp(x)
-    weight = rough_exp(x) if by_inductor_on_cpu(x) else q
-    mean_d = family.drift(weight, d).sum(-1, True) / weight.sum(-1, True)
-    level = family.level(old_top, top, mean_d)
+    weight, fall = rough_exp(x) if by_inductor_on_cpu(x) else q, family.fall(q, old, new)
+    mean_fall = (weight * fall).sum(-1, True) / weight.sum(-1, True)
+    level = family.level(old_top, top, mean_fall)
     shift, y = old_top - level, new - level
     p = exp(y)
-    sums = family.moments(q, p, p, d - shift, y)
+    sums = family.moments(q, p, p, fall - shift, y)
     q, p, u, psi_u, y = (x.sum(-1) for x in sums)  # [*P, K]
     log_q, log_p = q.log(), p.log()
     actions = new.shape[-1]

@@ -53,8 +53,8 @@ class Softmax:
     Attributes:
         name, distribution, backends: as in `Factorised`.
         parameters: `("logits",)`, `[*P, K, A]`.
-        drift: `(q, d)` per action, to what is summed over actions for `level`.
-        level: `(old_top, top, mean_d)` per row, to the constant of the new logits.
+        fall: `(q, old, new)` per action, to the old less the new logit.
+        level: `(old_top, top, mean_fall)` per row, to the constant of the new logits.
         moments: `(q, p, r, u, y)` per action, to what is summed over actions.
         close: `(picked, log_q, log_p, u, psi_u, y)` per row, to log-prob, KL, entropy and m.
         vjp: `(g_log_prob, g_kl, g_entropy, entropy, m, hit, old_log_p, log_p, u)` per action.
@@ -63,7 +63,7 @@ class Softmax:
     name: str
     distribution: str
     parameters: tuple[str, ...]
-    drift: Text
+    fall: Text
     level: Text
     moments: Text
     close: Text

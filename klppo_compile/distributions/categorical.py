@@ -14,21 +14,22 @@ from klppo_compile.series import phi_near, psi_near, weighted_psi
 from klppo_compile.vocabulary import clip, exp, magnitude, maximum, quotient, where
 
 
-def drift(q: Tensor, d: Tensor) -> Tensor:
-    """What is summed over actions for the policies' mean difference, d the old less the new logit.
+def fall(q: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """The old less the new logit; its mean is what `level` takes.
 
-    Where both forbid an action, d is no number. Where only the new policy does, the mean is
-    infinite, and the KL with it.
+    Where the old policy forbids an action, q psi(u) has the limit r: the mass that the KL would
+    miss otherwise. Any u of 1/2 or more gives it, for then psi is not taken from its series.
     """
-    return q * where(q > 0.0, d, 0.0)
+    return where(q > 0.0, old - new, 1e30)
 
 
-def level(old_top: Tensor, top: Tensor, mean_d: Tensor) -> Tensor:
+def level(old_top: Tensor, top: Tensor, mean_fall: Tensor) -> Tensor:
     """The new logits' constant, where the old ones' is their maximum: the mean of u is 0 then.
 
-    It stays so near the new maximum that no exponential overflows, nor does p vanish.
+    It stays so near the new maximum that no exponential overflows, nor does p vanish. Where only
+    the new policy forbids an action, the mean is infinite, and the KL with it.
     """
-    return clip(old_top - mean_d, top - 60.0, top + 60.0)
+    return clip(old_top - mean_fall, top - 60.0, top + 60.0)
 
 
 def moments(
@@ -36,11 +37,8 @@ def moments(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What is summed over actions; r = q exp(-u), which is p in units of q.
 
-    Where the old policy forbids an action, q psi(u) has the limit r: the mass that the KL would
-    miss otherwise. Any u of 1/2 or more gives it, for then psi is not taken from its series. Any
-    finite floor under y will do: below it p is 0, and 0 times infinity would be NaN.
+    Any finite floor under y will do: below it p is 0, and 0 times infinity would be NaN.
     """
-    u = where(q > 0.0, u, 1.0)
     return q, p, q * u, weighted_psi(q, r, u), p * maximum(y, -1e4)
 
 
@@ -88,7 +86,7 @@ FAMILY = Softmax(
     name="categorical",
     distribution="Categorical",
     parameters=("logits",),
-    drift=drift,
+    fall=fall,
     level=level,
     moments=moments,
     close=close,
