@@ -8,24 +8,11 @@ from klppo_compile.kernels.specialise import specialise
 from klppo_compile.objective import DISTANCES
 from klppo_compile.records import Family, Softmax
 
-TEXTS = (
-    "log_prob",
-    "kl",
-    "entropy",
-    "vjp",
-    "correction",
-    "correction_vjp",
-    "fall",
-    "level",
-    "moments",
-    "close",
-)
-
 
 @functools.cache
 def kernels(family: Family, critic: str) -> dict[str, Any]:
     """Every kernel of a family, by role."""
-    bindings = {name: getattr(family, name, None) for name in TEXTS}
+    bindings = {name: text for name, text in vars(family).items() if callable(text)}
     bindings["distance"], bindings["slope_of"] = DISTANCES[critic]
     templates = {
         "forward": factorised.factorised_forward,

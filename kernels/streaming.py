@@ -120,7 +120,7 @@ def sweep(
         f, g = exp(b_old_top - old_top), exp(b_top - top)
         q, p = exp(x - old_top[:, :, None]), exp(y - top[:, :, None])
         r, u = p * exp(top - old_top)[:, :, None], fall(q, b_old, b_new) - (old_ref - ref)
-        q, p, u, psi_u, y = moments(q, p, r, u, y)
+        u, psi_u, y = moments(q, p, r, u, y)
         b_q, b_u, b_psi = (
             f * b_q + tl.sum(q, 2),
             f * b_u + tl.sum(u, 2),

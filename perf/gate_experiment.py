@@ -157,7 +157,7 @@ def figures(launches: Sequence[Launch], workload: str) -> tuple[str, str]:
 def ends(folder: Path, workload: str, minutes: float) -> None:
     """Compare every seeded change from end to end; each result is written as it comes."""
     path = folder / "ends.json"
-    document = read(path) or {"machine": machine(), "minutes": minutes, "runs": {}}
+    document = read(path) or {"machine": machine(), "runs": {}}
     source = read_revision(WORKING_TREE)
     for change in read_changes():
         if change.name in document["runs"]:
@@ -170,7 +170,8 @@ def ends(folder: Path, workload: str, minutes: float) -> None:
                 source, new, (workload,), deadline, None, where, quiet, EXACT[:1]
             )
         document["runs"][change.name] = outcome(change, result) | {
-            "wall": round(time.monotonic() - began)
+            "minutes": minutes,
+            "wall": round(time.monotonic() - began),
         }
         write(path, document)
         print(change.name, document["runs"][change.name], flush=True)

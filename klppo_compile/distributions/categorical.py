@@ -32,14 +32,12 @@ def level(old_top: Tensor, top: Tensor, mean_fall: Tensor) -> Tensor:
     return clip(old_top - mean_fall, top - 60.0, top + 60.0)
 
 
-def moments(
-    q: Tensor, p: Tensor, r: Tensor, u: Tensor, y: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What is summed over actions; r = q exp(-u), which is p in units of q.
+def moments(q: Tensor, p: Tensor, r: Tensor, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What is summed over actions beside q and p; r = q exp(-u), which is p in units of q.
 
     Any finite floor under y will do: below it p is 0, and 0 times infinity would be NaN.
     """
-    return q, p, q * u, weighted_psi(q, r, u), p * maximum(y, -1e4)
+    return q * u, weighted_psi(q, r, u), p * maximum(y, -1e4)
 
 
 def close(
