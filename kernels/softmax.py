@@ -23,7 +23,8 @@ from klppo_compile.kernels.tiles import (
 from klppo_compile.kernels.vocabulary import exp, log, quotient
 
 fall, level = Free("fall"), Free("level")
-moments, close, vjp = Free("moments"), Free("close"), Free("vjp")
+moments, close = Free("moments"), Free("close")
+pulls, vjp = Free("pulls"), Free("vjp")
 LOWEST = tl.constexpr(float("-inf"))
 
 
@@ -81,8 +82,9 @@ def constants(
     for j in tl.static_range(0, D, T * W):
         i_a = columns(j, T, W)
         b_old, b_new = load(b_old_at + i_a, i_a < D, LOWEST), load(b_new_at + i_a, i_a < D, LOWEST)
-        q = exp(b_old - spread(b_old_top))
-        b_q, b_fall = b_q + q, b_fall + q * fall(q, b_old, b_new)
+        x = b_old - spread(b_old_top)
+        q = exp(x)
+        b_q, b_fall = b_q + q, b_fall + q * fall(x, b_old, b_new)
     return b_old_top, level(b_old_top, b_top, quotient(row_sum(b_fall), row_sum(b_q)))
 
 
@@ -96,8 +98,8 @@ def row_moments(
     for j in tl.static_range(0, D, T * W):
         i_a = columns(j, T, W)
         b_old, b_new = load(b_old_at + i_a, i_a < D, LOWEST), load(b_new_at + i_a, i_a < D, LOWEST)
-        q, y = exp(b_old - spread(b_old_ref)), b_new - spread(b_ref)
-        p, u = exp(y), fall(q, b_old, b_new) - spread(b_old_ref - b_ref)
+        x, y = b_old - spread(b_old_ref), b_new - spread(b_ref)
+        q, p, u = exp(x), exp(y), fall(x, b_old, b_new) - spread(b_old_ref - b_ref)
         u, psi_u, y = moments(q, p, p, u, y)
         b_q, b_p, b_u, b_psi, b_y = b_q + q, b_p + p, b_u + u, b_psi + psi_u, b_y + y
     q, p = row_sum(b_q), row_sum(b_p)
@@ -173,7 +175,6 @@ def softmax_backward(
     b_g = sample_gradients(
         b_log_prob, i_n, live, samples, grads, metrics, d_value, HEAD, S, SG, BN, CLIPPED
     )
-    b_g_log_prob, b_g_kl, b_g_entropy = spread(b_g[0]), spread(b_g[1]), spread(b_g[2])
     b_counts = counting(live, samples[6], i_n, S[6])
     first = tl.program_id(1) // GROUPS
     heads: tl.constexpr = K if GROUPS == 1 else 1
@@ -185,6 +186,7 @@ def softmax_backward(
             tl.load(row_kept + (3 * size + o_kept)),
         )
         b_shift = tl.load(row_kept + (4 * size + o_kept))
+        b_pull, b_scale, b_near = pulls(b_g[0], b_g[2], b_entropy, b_m)
         b_action = tl.load(action + (i_n * SH[0] + offset(k, SH[1], K))).to(tl.int64)
         # In 32 bits, one comparison per action: LLVM sees through a clamp and compares all 64.
         b_action = spread(tl.where((b_action >= 0) & (b_action < D), b_action.to(tl.int32), -1))
@@ -194,10 +196,12 @@ def softmax_backward(
             b_old = load(old + (spread(i_n) * SH[2] + offset(k, SH[3], K) + i_a), valid, 0.0)
             b_new = load(new + (spread(i_n) * SH[4] + offset(k, SH[5], K) + i_a), valid, 0.0)
             b_d = vjp(
-                b_g_log_prob,
-                b_g_kl,
-                b_g_entropy,
-                spread(b_entropy),
+                spread(b_g[0]),
+                spread(b_g[1]),
+                spread(b_g[2]),
+                spread(b_pull),
+                spread(b_scale),
+                spread(b_near),
                 spread(b_m),
                 i_a == b_action,
                 b_old - spread(b_old_lse),

@@ -48,9 +48,10 @@ def streaming_softmax(
     old_ref, ref = tl.max(row_max(b_old), 0), tl.max(row_max(b_new), 0)
     # Any constants are exact, but infinite ones.
     old_ref, ref = tl.where(old_ref > LOWEST, old_ref, 0.0), tl.where(ref > LOWEST, ref, 0.0)
-    q = exp(b_old - old_ref)
+    x = b_old - old_ref
+    q = exp(x)
     mass = tl.sum(row_sum(q), 0)
-    mean_fall = quotient(tl.sum(row_sum(q * fall(q, b_old, b_new)), 0), mass)
+    mean_fall = quotient(tl.sum(row_sum(q * fall(x, b_old, b_new)), 0), mass)
     ref = level(old_ref, ref, tl.where(mass > 0.0, mean_fall, 0.0))
     b_out = partial + (i_r * tl.num_programs(1) + tl.program_id(1)) * 9
     sweep(old + o_old, new + o_new, old_ref, ref, home, b_out, STEPS, D, T, W)
@@ -118,8 +119,9 @@ def sweep(
         x, y = b_old - old_ref, b_new - ref
         old_top, top = tl.maximum(b_old_top, tl.max(x, 2)), tl.maximum(b_top, tl.max(y, 2))
         f, g = exp(b_old_top - old_top), exp(b_top - top)
-        q, p = exp(x - old_top[:, :, None]), exp(y - top[:, :, None])
-        r, u = p * exp(top - old_top)[:, :, None], fall(q, b_old, b_new) - (old_ref - ref)
+        x = x - old_top[:, :, None]
+        q, p = exp(x), exp(y - top[:, :, None])
+        r, u = p * exp(top - old_top)[:, :, None], fall(x, b_old, b_new) - (old_ref - ref)
         u, psi_u, y = moments(q, p, r, u, y)
         b_q, b_u, b_psi = (
             f * b_q + tl.sum(q, 2),

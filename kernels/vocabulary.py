@@ -12,6 +12,7 @@ __all__ = [
     "maximum",
     "minimum",
     "quotient",
+    "reduce_phi",
     "sigmoid",
     "where",
 ]
@@ -38,6 +39,13 @@ def log(x):
         )
     else:
         return tl.log(x)
+
+
+@triton.jit
+def reduce_phi(d, ratio):
+    """phi(d) = d - log(ratio) = rest + phi(u), |u| < 1/2, where ratio is 1 + d: rest and u."""
+    near = tl.abs(d) < 0.5
+    return tl.where(near, 0.0, d - log(ratio)), tl.where(near, d, 0.0)
 
 
 @triton.jit

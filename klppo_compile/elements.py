@@ -67,9 +67,9 @@ def flat_head(head: PolicyHead) -> PolicyHead:
         return head
     if all(x.is_contiguous() for x in head.new):
         return head
-    # Halves of one network's output: rows of 6 in rows of 12 are computed row by row. A stack is
-    # written once, and every loop after it is flat.
-    return replace(head, new=torch.stack(head.new).unbind(0))
+    # Halves of one network's output: rows of 6 in rows of 12 are computed row by row. Written out
+    # once, every loop after it is flat.
+    return replace(head, new=written(*head.new))
 
 
 def row_sums(*elements: Tensor) -> tuple[Tensor, ...]:
@@ -98,14 +98,17 @@ def softmax_rows(head: PolicyHead) -> HeadRows:
     old_top, top = old.amax(-1, True), new.amax(-1, True)  # [*P, K, 1]
     x = old - old_top
     q = exp(x)
-    total_q, fall = q.sum(-1, True), family.fall(q, old, new)
+    fall = family.fall(x, old, new)
     weight = rough_exp(x) if by_inductor_on_cpu(x) else q
-    total = total_q if weight is q else weight.sum(-1, True)
+    total = weight.sum(-1, True)
     level = family.level(old_top, top, (weight * fall).sum(-1, True) / total)
-    shift, y = old_top - level, new - level
+    old_top, level, shift = written(old_top, level, old_top - level)
+    y = new - level
     p = exp(y)
     sums = family.moments(q, p, p, fall - shift, y)
-    q, p, u, psi_u, y = (total_q.squeeze(-1), *(x.sum(-1) for x in (p, *sums)))  # [*P, K]
+    # Inductor sums q in the loop that comes next: this one, which needs every q itself.
+    q = total if weight is q else q.sum(-1, True)
+    q, p, u, psi_u, y = (q.squeeze(-1), *(x.sum(-1) for x in (p, *sums)))  # [*P, K]
     log_q, log_p = q.log(), p.log()
     actions = new.shape[-1]
     index = action.clamp(0, actions - 1).long()  # torch gathers by no smaller integers
@@ -172,11 +175,25 @@ def _softmax_pull_back(
     assert isinstance(head.family, Softmax) and action is not None
     old_lse, lse, entropy, m, shift = kept
     g_log_prob, g_kl, g_entropy = (columns(g, 2) for g in (g_log_prob, g_kl, g_entropy))
-    hit = torch.arange(new.shape[-1], device=new.device) == action.unsqueeze(-1)
+    pulls = head.family.pulls(g_log_prob, g_entropy, entropy, m)
+    g_log_prob, *pulls = written(g_log_prob, *pulls)
+    g_kl, g_entropy = written(g_kl, g_entropy)
     d_new: Tensor = head.family.vjp(
-        g_log_prob, g_kl, g_entropy, entropy, m, hit, old - old_lse, new - lse, (old - new) - shift
+        *(g_log_prob, g_kl, g_entropy, *pulls, m, hits(action, new.shape[-1])),
+        *(old - old_lse, new - lse, (old - new) - shift),
     )
     return d_new
+
+
+def hits(action: Tensor, actions: int) -> Tensor:
+    """Whether each of the actions [A] is the one taken: [*P, K] to [*P, K, A]."""
+    if not by_inductor_on_cpu(action):
+        return torch.arange(actions, device=action.device) == action.unsqueeze(-1)
+    # Inductor builds an arange number by number wherever it is used, a tenth of the backward; of
+    # a stack of different ones it reads the numbers. Half the width, half the comparisons.
+    index = torch.arange(actions, dtype=torch.int32, device=action.device)
+    index, _ = written(index, -index)
+    return index == action.int().unsqueeze(-1)
 
 
 def spread(g: Tensor, size: int) -> Tensor:
@@ -197,6 +214,17 @@ def columns(x: Tensor, more: int) -> Tensor:
 
 
 VECTOR = 8  # numbers in a vector of AVX2
+
+
+def written(*rows: Tensor) -> tuple[Tensor, ...]:
+    """The same values, broadcast together; by Inductor on a CPU they are computed here, once.
+
+    It would compute what a row's elements share anew for every vector of them: an eighth of a
+    softmax loss's time.
+    """
+    if not by_inductor_on_cpu(rows[0]):
+        return rows
+    return torch.stack(torch.broadcast_tensors(*rows)).unbind(0)
 
 
 def rough_exp(x: Tensor) -> Tensor:

@@ -14,13 +14,14 @@ from klppo_compile.series import phi_near, psi_near, weighted_psi
 from klppo_compile.vocabulary import clip, exp, magnitude, maximum, quotient, where
 
 
-def fall(q: Tensor, old: Tensor, new: Tensor) -> Tensor:
+def fall(x: Tensor, old: Tensor, new: Tensor) -> Tensor:
     """The old less the new logit; its mean is what `level` takes.
 
     Where the old policy forbids an action, q psi(u) has the limit r: the mass that the KL would
-    miss otherwise. Any u of 1/2 or more gives it, for then psi is not taken from its series.
+    miss otherwise. Any u of 1/2 or more gives it, for then psi is not taken from its series. What
+    exp(-80) is as likely as counts as forbidden: q u is nothing there for a u of 1e10.
     """
-    return where(q > 0.0, old - new, 1e30)
+    return where(x > -80.0, old - new, 1e10)
 
 
 def level(old_top: Tensor, top: Tensor, mean_fall: Tensor) -> Tensor:
@@ -56,11 +57,21 @@ def close(
     return picked - log_p, kl, log_p - y, where(near, m, exp(log_ratio) - 1.0)
 
 
+def pulls(
+    g_log_prob: Tensor, g_entropy: Tensor, entropy: Tensor, m: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the gradients of a row's actions share: the pull on p, 1 / (1 + m), and `near`."""
+    near = where(magnitude(m) < 0.5, 0.5, 0.0)
+    return g_log_prob + g_entropy * entropy, quotient(1.0, 1.0 + m), near
+
+
 def vjp(
     g_log_prob: Tensor,
     g_kl: Tensor,
     g_entropy: Tensor,
-    entropy: Tensor,
+    pull: Tensor,
+    scale: Tensor,
+    near: Tensor,
     m: Tensor,
     hit: Tensor,
     old_log_p: Tensor,
@@ -69,14 +80,13 @@ def vjp(
 ) -> Tensor:
     """The three gradients pulled back to the logits; `hit` marks the action taken.
 
-    The KL's is p - q. Where p and q are close it is q (psi(u) - u - m) / (1 + m), which does not
-    cancel.
+    The KL's is p - q. Where p and q are close, |u| < near, it is q (psi(u) - u - m) / (1 + m),
+    which does not cancel.
     """
     q, p = exp(old_log_p), exp(log_p)
-    near = maximum(magnitude(u), magnitude(old_log_p - log_p)) < 0.5
-    d_kl = where(near, q * (psi_near(u) - u - m) * quotient(1.0, 1.0 + m), p - q)
+    d_kl = where(magnitude(u) < near, q * (psi_near(u) - u - m) * scale, p - q)
     # Any finite floor will do: below it p is 0, and 0 times infinity would be NaN.
-    pull = g_log_prob + g_entropy * entropy + g_entropy * maximum(log_p, -1e4)
+    pull = pull + g_entropy * maximum(log_p, -1e4)
     return where(hit, g_log_prob, 0.0) - p * pull + g_kl * d_kl
 
 
@@ -88,5 +98,6 @@ FAMILY = Softmax(
     level=level,
     moments=moments,
     close=close,
+    pulls=pulls,
     vjp=vjp,
 )

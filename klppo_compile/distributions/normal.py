@@ -8,7 +8,7 @@ from torch import Tensor
 
 from klppo_compile.records import Factorised
 from klppo_compile.series import phi_near
-from klppo_compile.vocabulary import log, magnitude, quotient, where
+from klppo_compile.vocabulary import log, quotient, reduce_phi
 
 HALF_LOG_2PI = 0.9189385332046727  # log(2 pi) / 2
 
@@ -24,9 +24,8 @@ def kl(old_loc: Tensor, old_scale: Tensor, loc: Tensor, scale: Tensor) -> Tensor
     inverse = quotient(1.0, scale)
     t = (loc - old_loc) * inverse
     d = (old_scale - scale) * inverse
-    # Not log(1 + d): where the old policy is far narrower, 1 + d has no digits left.
-    far = d - log(old_scale * inverse)
-    return 0.5 * (t * t + d * d) + where(magnitude(d) < 0.5, phi_near(d), far)
+    rest, u = reduce_phi(d, old_scale * inverse)
+    return 0.5 * (t * t + d * d) + (rest + phi_near(u))
 
 
 def entropy(loc: Tensor, scale: Tensor) -> Tensor:
