@@ -61,9 +61,8 @@ def counting(live, mask, i_n, stride: tl.constexpr):
     """Which rows [BN] exist and are not masked out."""
     if mask is None:
         return live
-    elif stride == 0:
-        return live & (tl.load(mask) != 0)
     else:
+        # Of a mask that all rows share too: the interpreter makes a number of a single bool.
         return live & (tl.load(mask + i_n * stride) != 0)
 
 
