@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from klppo_compile.records import Factorised, LossConfig, Minibatch, PolicyHead, Rows, Softmax
-
 Shape = tuple[int, ...]
 
 
@@ -101,61 +99,3 @@ def index_dtype(key: Any, x: Tensor, actions: int) -> str | None:
     if actions - 1 > torch.iinfo(x.dtype).max:
         return f"{key!r} ({x.dtype}) can't hold the index of {actions} actions. Use torch.int64."
     return None
-
-
-def minibatch(batch: Minibatch, config: LossConfig) -> None:
-    """Raise ValueError for whatever in a minibatch does not belong together."""
-    if not batch.policy:
-        raise ValueError("A minibatch needs at least one PolicyHead; got none.")
-    rows = head_rows(batch.policy[0])
-    critic = batch.value is not None
-    complaints = [c for head in batch.policy for c in _head(head, rows)]
-    complaints += [
-        same_shape(name, x.shape, "the policy's rows", rows)
-        for name, x in (
-            ("old_log_prob", batch.old_log_prob),
-            ("mask", batch.mask),
-            ("proximal_log_prob", batch.proximal_log_prob),
-        )
-        if x is not None
-    ]
-    if tuple(torch.broadcast_shapes(batch.advantage.shape, rows)) != rows:
-        complaints.append(same_shape("advantage", batch.advantage.shape, "the policy's rows", rows))
-    if critic and batch.value_target is None:
-        complaints.append("A value needs its value_target; got None.")
-    if critic and config.clip_value is not None and batch.old_value is None:
-        complaints.append("clip_value needs old_value, the value at collection time; got None.")
-    if batch.value is not None:
-        complaints += [
-            same_shape(name, x.shape, "the value", batch.value.shape)
-            for name in ("value_target", "old_value", "value_mask")
-            if (x := getattr(batch, name)) is not None
-        ]
-    settle(complaints)
-
-
-def head_rows(head: PolicyHead) -> Shape:
-    """[*P], from the shape of a head's parameters."""
-    if isinstance(head.family, Rows):
-        return tuple(head.new[0].shape)
-    return tuple(head.new[0].shape[: -1 if isinstance(head.family, Factorised) else -2])
-
-
-def _head(head: PolicyHead, rows: Shape) -> list[str | None]:
-    """Complaints about one head."""
-    if isinstance(head.family, Rows):
-        pairs = zip(head.family.parameters, head.new, strict=True)
-        return [same_shape(name, x.shape, "the policy's rows", rows) for name, x in pairs]
-    names, shape = head.family.parameters, head.new[0].shape
-    wrong = {side: len(x) for side in ("old", "new") if len(x := getattr(head, side)) != len(names)}
-    if wrong or head.action is None:
-        return [f"A {head.family.name} head takes an action and {names}, old and new; got {wrong}."]
-    event = shape if isinstance(head.family, Factorised) else shape[:-1]
-    complaints = [same_shape("action", head.action.shape, f"the {names[0]}'s event", event)]
-    if isinstance(head.family, Softmax):
-        complaints.append(index_dtype("action", head.action, shape[-1]))
-    for side in ("old", "new"):
-        for name, x in zip(names, getattr(head, side), strict=True):
-            complaints.append(same_shape(f"{side} {name}", x.shape, f"new {names[0]}", shape))
-    complaints.append(same_shape("a head", head_rows(head), "the first head's rows", rows))
-    return complaints

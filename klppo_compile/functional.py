@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from klppo_compile import backends, checks, eager, penalty
+from klppo_compile import backends, eager, penalty, well_formed
 from klppo_compile.records import LossConfig, LossOutput, Minibatch
 
 
@@ -35,11 +35,13 @@ def klpen_ppo_loss(
         twice not at all.
 
     Raises:
-        ValueError: shapes that don't belong together, a word that is no choice, a backend that
-            can't serve.
+        ValueError: shapes, dtypes or devices that don't belong together, a word that is no choice,
+            a backend that can't serve.
+        TypeError: a field that is no tensor.
     """
     config = config or LossConfig()
-    checks.minibatch(minibatch, config)
+    well_formed.minibatch(minibatch, config)
+    well_formed.numbers(beta, config, len(minibatch.policy))
     return loss_of_checked(minibatch, beta, config, backend)
 
 

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from klppo_compile.records import Minibatch, PolicyHead
+from klppo_compile.records import Minibatch, PolicyHead, Softmax
 
 SAMPLES = ("old_log_prob", "advantage", "value", "value_target", "old_value", "proximal_log_prob")
 MASKS = ("mask", "value_mask")
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 def flatten(batch: Minibatch) -> tuple[Tensor | None, ...]:
@@ -41,6 +42,7 @@ def unflatten(
         new = at + 4 + old
         end = new + len(family.parameters)
         action, volume, noise, weights = cast[at : at + 4]
+        action = _action(family, action, dtype)
         old_parameters: Any = tuple(cast[at + 4 : new])
         parameters: Any = tuple(cast[new:end])
         heads.append(PolicyHead(family, action, old_parameters, parameters, volume, noise, weights))
@@ -51,6 +53,15 @@ def unflatten(
 def _cast(x: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
     if x is None or dtype is None or x.dtype == dtype or not x.is_floating_point():
         return x
+    return x.to(dtype)
+
+
+def _action(family: Any, x: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
+    """A number of any kind as the others are; an index of a kind that torch can clamp."""
+    if x is None or dtype is None or x.is_floating_point():
+        return x
+    if isinstance(family, Softmax):
+        return x.long() if x.dtype in UNSIGNED else x
     return x.to(dtype)
 
 

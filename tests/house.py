@@ -21,7 +21,7 @@ LAYERS = (
     ("sums",),
     ("eager", "advantage", "recognise"),
     ("backends", "checks", "probing", "registry"),
-    ("reading",),
+    ("reading", "well_formed"),
     ("functional",),
     ("arguments", "networks", "peer", "policy", "recomputation"),
     ("keys",),
