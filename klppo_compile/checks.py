@@ -85,11 +85,16 @@ def settle(complaints: list[str | None]) -> None:
         raise ValueError(" ".join(wrong))
 
 
-def real(key: Any, x: Tensor) -> str | None:
-    """A complaint unless the tensor holds real floating-point numbers."""
-    if x.is_floating_point():
+def real(key: Any, x: Tensor | None) -> str | None:
+    """A complaint unless the tensor, where there is one, holds real floating-point numbers."""
+    if x is None or x.is_floating_point():
         return None
     return f"{key!r} must be floating point; got {x.dtype}."
+
+
+def not_complex(key: Any, x: Tensor) -> str | None:
+    """A complaint unless the tensor holds real numbers, of whatever kind."""
+    return f"{key!r} must hold real numbers; got {x.dtype}." if x.is_complex() else None
 
 
 def index_dtype(key: Any, x: Tensor, actions: int) -> str | None:

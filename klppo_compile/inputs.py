@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Found = dict[str, tuple[Any, Tensor | None, str]]
 Head = Described | td.Distribution
+REAL = {"log_prob", "advantage", "target", "old_value"}
+REAL |= {f"old_{parameter}" for parameter in ("logits", "probs", "loc", "scale")}
 
 
 def read_minibatch(
@@ -30,6 +32,7 @@ def read_minibatch(
     found = _data(loss, tensordict)
     checks.require(found)
     checks.no_gradient(found)
+    checks.settle([checks.real(key, x) for role, (key, x, _) in found.items() if role in REAL])
     given = {name: x for name, (_, x, _) in found.items()}
     action, old_log_prob, advantage = given["action"], given["log_prob"], given["advantage"]
     assert action is not None and old_log_prob is not None and advantage is not None
@@ -156,11 +159,12 @@ def _complaints(found: Found, old: Head, rows: tuple[int, ...]) -> list[str | No
         checks.same_shape(action_key, action.shape, "the distribution's event", _action_shape(old)),
         checks.same_shape(log_prob_key, log_prob.shape, "the distribution's batch", rows),
         checks.advantage_shape(advantage_key, advantage.shape, rows),
-        checks.real(advantage_key, advantage),
     ]
     if isinstance(old, Described) and isinstance(old.family, Softmax) and not old.one_hot:
         actions = old.parameters[0].shape[-1] if old.indices is None else 0
         out.append(checks.index_dtype(action_key, action, actions))
+    else:
+        out.append(checks.not_complex(action_key, action))
     return out
 
 

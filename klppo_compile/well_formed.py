@@ -137,8 +137,8 @@ def _head(head: PolicyHead, rows: Shape, bonus: bool) -> list[str | None]:
     complaints = [same_shape("action", action.shape, f"the {names[0]}'s event", event)]
     if isinstance(family, Softmax):
         complaints.append(checks.index_dtype("action", action, shape[-1]))
-    elif action.is_complex():
-        complaints.append(f"'action' must hold real numbers; got {action.dtype}.")
+    else:
+        complaints.append(checks.not_complex("action", action))
     for side in ("old", "new"):
         for name, x in zip(names, getattr(head, side), strict=True):
             complaints.append(same_shape(f"{side} {name}", x.shape, f"new {names[0]}", shape))
