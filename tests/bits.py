@@ -1,0 +1,29 @@
+"""A softmax family that only the tests know: Categorical, its KL in bits."""
+
+import dataclasses
+
+from torch import Tensor
+
+from klppo_compile.distributions import categorical
+
+BIT = 0.6931471805599453  # nats
+plain_close, plain_vjp = categorical.FAMILY.close, categorical.FAMILY.vjp
+
+
+def in_bits(x: Tensor) -> Tensor:
+    """Nats to bits."""
+    return x * (1.0 / BIT)
+
+
+def close_in_bits(*sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As the plain family's, the KL in bits."""
+    log_prob, kl, entropy, m = plain_close(*sums)
+    return log_prob, in_bits(kl), entropy, m
+
+
+def vjp_of_bits(g_log_prob: Tensor, g_kl: Tensor, *rest: Tensor) -> Tensor:
+    """As the plain family's, of a KL in bits."""
+    return plain_vjp(g_log_prob, in_bits(g_kl), *rest)
+
+
+FAMILY = dataclasses.replace(categorical.FAMILY, name="bits", close=close_in_bits, vjp=vjp_of_bits)
