@@ -1,5 +1,6 @@
 """What a forward pass writes: one type for launches, fakes and autograd."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -47,7 +48,7 @@ def outputs(
         kl=empty(*rows),
         log_prob=empty(*rows),
         ratio=empty(*rows),
-        kept=empty(5 * rows.numel() * sum(heads)),
+        kept=empty(5 * math.prod(rows) * sum(heads)),  # `numel` would bind a symbol
     )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from klppo_compile import LossConfig, klpen_ppo_loss
 from tests.kernel_cases import NUMBERS, batch, head, leaves, static
@@ -53,6 +54,25 @@ def test_one_graph_with_beta_moving_inside_the_step(name, eps):
         total = run(new, value, beta, backend)
         found.append((total, beta, *torch.autograd.grad(total, [*new, value])))
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_one_graph_for_batches_of_every_size(reduction):
+    graphs = CompileCounter()
+    config = LossConfig(clip_value=0.2, reduction=reduction)
+
+    def step(minibatch):
+        out = klpen_ppo_loss(minibatch, 1.3, config, "triton")
+        return out.loss_objective.sum() + 0.7 * out.loss_entropy.sum() + out.loss_critic.sum()
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=graphs)
+    for N in (6, 9, 7):
+        heads = head("categorical", N, 4, 2), head("tanh_normal", N, 3)
+        minibatch = batch(*heads, masks=True, values=(N, 2))
+        inputs = leaves(minibatch)
+        found, expected = (torch.autograd.grad(f(minibatch), inputs) for f in (compiled, step))
+        torch.testing.assert_close(found, expected)
+    assert graphs.frame_count == 1
 
 
 def test_one_tensor_under_two_names():
