@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from klppo_compile import objective
-from klppo_compile.elements import HeadRows, columns, flat_head, pull_back, rows
+from klppo_compile.elements import HeadRows, columns, pull_back, rows
+from klppo_compile.inductor import flat_head
 from klppo_compile.packing import MASKS, SAMPLES, dtype_of, flatten, unflatten
 from klppo_compile.records import Minibatch
 from klppo_compile.sums import (

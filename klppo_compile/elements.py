@@ -3,15 +3,15 @@
 What is summed over a minibatch is not here (`eager`).
 """
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from klppo_compile.blocks import block_rows, split_head, split_rows
+from klppo_compile.inductor import hits, rough_exp, row_sums, written
 from klppo_compile.records import Factorised, PolicyHead, Rows, Softmax
-from klppo_compile.vocabulary import exp
+from klppo_compile.vocabulary import by_inductor_on_cpu, exp
 
 
 class HeadRows(NamedTuple):
@@ -58,28 +58,6 @@ def factorised_rows(head: PolicyHead) -> HeadRows:
         log_prob = log_prob - head.log_volume
         entropy = entropy + columns(head.log_volume, 1) / entropy.shape[-1]
     return HeadRows(log_prob, kl, entropy, ())
-
-
-def flat_head(head: PolicyHead) -> PolicyHead:
-    """The head with its new parameters one after the other in memory."""
-    x = head.new[0]
-    if not isinstance(head.family, Factorised) or not by_inductor_on_cpu(x):
-        return head
-    if all(x.is_contiguous() for x in head.new):
-        return head
-    # Halves of one network's output: rows of 6 in rows of 12 are computed row by row. Written out
-    # once, every loop after it is flat.
-    return replace(head, new=written(*head.new))
-
-
-def row_sums(*elements: Tensor) -> tuple[Tensor, ...]:
-    """`[*P, D]` each to `[*P]`."""
-    if not by_inductor_on_cpu(elements[0]):
-        return tuple(x.sum(-1) for x in elements)
-    # Inductor computes what it fuses with the sum of a short row one number at a time. A stack is
-    # written first, in vectors: 1.8 times the speed of the whole forward at D = 6, 1.4 at D = 17.
-    sums = torch.stack(elements).sum(-1)
-    return tuple(sums[i] for i in range(len(elements)))
 
 
 def expectation(head: PolicyHead) -> Tensor:
@@ -185,15 +163,7 @@ def _softmax_pull_back(
     return d_new
 
 
-def hits(action: Tensor, actions: int) -> Tensor:
-    """Whether each of the actions [A] is the one taken: [*P, K] to [*P, K, A]."""
-    if not by_inductor_on_cpu(action):
-        return torch.arange(actions, device=action.device) == action.unsqueeze(-1)
-    # Inductor builds an arange number by number wherever it is used, a tenth of the backward; of
-    # a stack of different ones it reads the numbers. Half the width, half the comparisons.
-    index = torch.arange(actions, dtype=torch.int32, device=action.device)
-    index, _ = written(index, -index)
-    return index == action.int().unsqueeze(-1)
+VECTOR = 8  # numbers in a vector of AVX2
 
 
 def spread(g: Tensor, size: int) -> Tensor:
@@ -208,38 +178,3 @@ def spread(g: Tensor, size: int) -> Tensor:
 def columns(x: Tensor, more: int) -> Tensor:
     """Rows [*P] with `more` dimensions of size 1 after them; a number [] stays."""
     return x if x.ndim == 0 else x.reshape(*x.shape, *[1] * more)
-
-
-# ---- how a CPU is used
-
-
-VECTOR = 8  # numbers in a vector of AVX2
-
-
-def written(*rows: Tensor) -> tuple[Tensor, ...]:
-    """The same values, broadcast together; by Inductor on a CPU they are computed here, once.
-
-    It would compute what a row's elements share anew for every vector of them: an eighth of a
-    softmax loss's time.
-    """
-    if not by_inductor_on_cpu(rows[0]):
-        return rows
-    return torch.stack(torch.broadcast_tensors(*rows)).unbind(0)
-
-
-def rough_exp(x: Tensor) -> Tensor:
-    """exp(x) for x <= 0, in its size only: (1 + x / 32)^32.
-
-    As the weight of a mean it spares a loop its exponential, a tenth of a softmax loss's forward.
-    The mean of a bulk that is exp(-8.6) likely each, as of 2^18 actions, still counts for a fifth.
-    """
-    x = (1.0 + x * (1 / 32)).clamp_min(0.0)
-    for _ in range(5):
-        x = x * x
-    return x
-
-
-def by_inductor_on_cpu(x: Tensor) -> bool:
-    """Whether a compiler for the CPU reads this, and not an exporter."""
-    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    return compiling and x.device.type == "cpu"

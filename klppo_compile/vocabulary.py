@@ -25,14 +25,14 @@ __all__ = [
 
 def exp(x: Tensor) -> Tensor:
     """Exponential."""
-    if _compiled_for_cpu(x) and x.dtype == torch.float32:
+    if by_inductor_on_cpu(x) and x.dtype == torch.float32:
         return _exp_of_parts(x)
     return torch.exp(x)
 
 
 def log(x: Tensor) -> Tensor:
     """Natural logarithm."""
-    if _compiled_for_cpu(x) and x.dtype == torch.float32:
+    if by_inductor_on_cpu(x) and x.dtype == torch.float32:
         return _log_of_parts(x)
     return torch.log(x)
 
@@ -42,7 +42,7 @@ def reduce_phi(d: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
 
     Near 1 rest is 0 and u is d, which has the digits that 1 + d loses.
     """
-    if _compiled_for_cpu(d) and d.dtype == torch.float32:
+    if by_inductor_on_cpu(d) and d.dtype == torch.float32:
         k, f = _parts(ratio)
         u = where(k == 0, d, f)
         return where(ratio < SMALLEST, torch.inf, d - u - k * LOG_2), u
@@ -50,7 +50,8 @@ def reduce_phi(d: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
     return where(near, 0.0, d - torch.log(ratio)), where(near, d, 0.0)
 
 
-def _compiled_for_cpu(x: Tensor) -> bool:
+def by_inductor_on_cpu(x: Tensor) -> bool:
+    """Whether a compiler for the CPU reads this, and not an exporter."""
     compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     return compiling and x.device.type == "cpu"
 

@@ -16,7 +16,7 @@ LAYERS = (
     ("series",),
     ("records",),
     ("distributions", "objective", "penalty", "returns"),
-    ("blocks", "packing"),
+    ("blocks", "inductor", "packing"),
     ("elements",),
     ("sums",),
     ("eager", "advantage", "recognise"),
