@@ -156,10 +156,9 @@ def _softmax_pull_back(
     pulls = head.family.pulls(g_log_prob, g_entropy, entropy, m)
     g_log_prob, *pulls = written(g_log_prob, *pulls)
     g_kl, g_entropy = written(g_kl, g_entropy)
-    d_new: Tensor = head.family.vjp(
-        *(g_log_prob, g_kl, g_entropy, *pulls, m, hits(action, new.shape[-1])),
-        *(old - old_lse, new - lse, (old - new) - shift),
-    )
+    hit = hits(action, new.shape[-1])
+    x, y, u = old - old_lse, new - lse, (old - new) - shift
+    d_new: Tensor = head.family.vjp(g_log_prob, g_kl, g_entropy, *pulls, m, hit, x, y, u)
     return d_new
 
 

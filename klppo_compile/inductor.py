@@ -1,6 +1,6 @@
 """The same values in the shapes that Inductor's loops for a CPU are fast with.
 
-Elsewhere these functions do the plain thing.
+Elsewhere these functions do the plain thing, but for `rough_exp`, which is asked for here alone.
 """
 
 from dataclasses import replace

@@ -6,7 +6,7 @@ every summand is small itself.
 
 from torch import Tensor
 
-from klppo_compile.vocabulary import exp, log, magnitude, maximum, quotient, where
+from klppo_compile.vocabulary import exp, magnitude, maximum, quotient, reduce_phi, where
 
 
 def psi(d: Tensor) -> Tensor:
@@ -48,7 +48,13 @@ def atanh_tail(s: Tensor) -> Tensor:
 
 def phi(u: Tensor) -> Tensor:
     """u - log(1 + u), without cancellation near 0 (u > -1)."""
-    return where(magnitude(u) < 0.5, phi_near(u), u - log(1.0 + u))
+    return phi_of_ratio(u, 1.0 + u)
+
+
+def phi_of_ratio(d: Tensor, ratio: Tensor) -> Tensor:
+    """phi(d) where 1 + d is at hand as a ratio, which has digits that 1 + d loses near -1."""
+    rest, u = reduce_phi(d, ratio)
+    return rest + phi_near(u)
 
 
 def tanh_half_near(d: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ elements. Units are nats.
 from torch import Tensor
 
 from klppo_compile.records import Factorised
-from klppo_compile.series import phi_near
-from klppo_compile.vocabulary import log, quotient, reduce_phi
+from klppo_compile.series import phi_of_ratio
+from klppo_compile.vocabulary import log, quotient
 
 HALF_LOG_2PI = 0.9189385332046727  # log(2 pi) / 2
 
@@ -24,8 +24,7 @@ def kl(old_loc: Tensor, old_scale: Tensor, loc: Tensor, scale: Tensor) -> Tensor
     inverse = quotient(1.0, scale)
     t = (loc - old_loc) * inverse
     d = (old_scale - scale) * inverse
-    rest, u = reduce_phi(d, old_scale * inverse)
-    return 0.5 * (t * t + d * d) + (rest + phi_near(u))
+    return 0.5 * (t * t + d * d) + phi_of_ratio(d, old_scale * inverse)
 
 
 def entropy(loc: Tensor, scale: Tensor) -> Tensor:
