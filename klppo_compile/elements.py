@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from klppo_compile.blocks import block_rows, split_head, split_rows
-from klppo_compile.inductor import hits, rough_exp, row_sums, written
+from klppo_compile.inductor import by_action, hits, rough_exp, row_sums, written
 from klppo_compile.records import Factorised, PolicyHead, Rows, Softmax
 from klppo_compile.vocabulary import by_inductor_on_cpu, exp
 
@@ -73,6 +73,7 @@ def softmax_rows(head: PolicyHead) -> HeadRows:
     """Rows from the moments of their actions."""
     family, (old,), (new,), action = head.family, head.old, head.new, head.action
     assert isinstance(family, Softmax) and action is not None
+    old, new = by_action(old, new)
     old_top, top = old.amax(-1, True), new.amax(-1, True)  # [*P, K, 1]
     x = old - old_top
     q = exp(x)
@@ -95,12 +96,9 @@ def softmax_rows(head: PolicyHead) -> HeadRows:
     log_prob, kl, entropy, m = family.close(picked, log_q, log_p, u / q, psi_u / q, y / p)
     each = (old_top + log_q.unsqueeze(-1), level + log_p.unsqueeze(-1))
     kept = (*each, entropy.unsqueeze(-1), m.unsqueeze(-1), shift)
-    return HeadRows(over_heads(log_prob), over_heads(kl), entropy, kept)
-
-
-def over_heads(x: Tensor) -> Tensor:
-    """[*P, K] to [*P]."""
-    return x.squeeze(-1) if x.shape[-1] == 1 else x.sum(-1)
+    if entropy.shape[-1] == 1:
+        return HeadRows(log_prob.squeeze(-1), kl.squeeze(-1), entropy, kept)
+    return HeadRows(*row_sums(log_prob, kl), entropy, kept)
 
 
 # ---- and back
@@ -151,12 +149,14 @@ def _softmax_pull_back(
 ) -> Tensor:
     (old,), (new,), action = head.old, head.new, head.action
     assert isinstance(head.family, Softmax) and action is not None
+    old, new = by_action(old, new)
     old_lse, lse, entropy, m, shift = kept
     g_log_prob, g_kl, g_entropy = (columns(g, 2) for g in (g_log_prob, g_kl, g_entropy))
     pulls = head.family.pulls(g_log_prob, g_entropy, entropy, m)
-    g_log_prob, *pulls = written(g_log_prob, *pulls)
+    # The action is written with gradients, so that no forward writes who is hit for the backward.
+    g_log_prob, taken, *pulls = written(g_log_prob, action.unsqueeze(-1), *pulls)
     g_kl, g_entropy = written(g_kl, g_entropy)
-    hit = hits(action, new.shape[-1])
+    hit = hits(taken, new.shape[-1])
     x, y, u = old - old_lse, new - lse, (old - new) - shift
     d_new: Tensor = head.family.vjp(g_log_prob, g_kl, g_entropy, *pulls, m, hit, x, y, u)
     return d_new

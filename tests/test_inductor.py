@@ -1,0 +1,75 @@
+"""Short rows compiled for a CPU: the numbers of float64, and loops of many rows at once."""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+from torch._inductor.utils import fresh_cache, run_and_get_cpp_code
+
+from klppo_compile import Minibatch, PolicyHead, klpen_ppo_loss
+from klppo_compile.compiling import FUSED_MULTIPLY_ADD
+from tests.kernel_cases import batch, head, in_float64
+
+ROWS = 4000
+SHAPES = [(1, 2), (1, 3), (1, 8), (1, 9), (2, 2), (3, 6), (7, 3), (3, 11)]
+
+
+def losses(minibatch, compiled):
+    """Loss, rows and gradients."""
+    (policy,) = minibatch.policy
+    leaves = tuple(x.detach().clone().requires_grad_() for x in policy.new)
+
+    def step(beta, new):
+        heads = (PolicyHead(policy.family, policy.action, policy.old, new),)
+        rows = Minibatch(heads, minibatch.old_log_prob, minibatch.advantage)
+        out = klpen_ppo_loss(rows, beta)
+        return out.loss_objective + out.loss_entropy, out.kl, out.log_prob, out.nonfinite
+
+    if compiled:
+        torch.compiler.reset()
+        step = torch.compile(step, fullgraph=True, options=FUSED_MULTIPLY_ADD)
+    loss, *rows = step(torch.ones((), dtype=minibatch.advantage.dtype), leaves)
+    return loss, *rows, *torch.autograd.grad(loss, leaves)
+
+
+def assert_close(found, exact):
+    for x, y in zip(found, exact, strict=True):
+        size = y.double().abs().nan_to_num(0, 0, 0).max().item()
+        torch.testing.assert_close(
+            x.double(), y.double(), rtol=3e-5, atol=1e-5 * size, equal_nan=True
+        )
+
+
+@pytest.mark.parametrize(("heads", "actions"), SHAPES)
+def test_few_actions_compiled_are_those_of_float64(heads, actions):
+    torch.manual_seed(actions)
+    given = batch(head("categorical", 300, actions, heads, eps=0.3, forbidden=0.2))
+    assert_close(losses(given, compiled=True), losses(in_float64(given), compiled=False))
+
+
+@pytest.mark.parametrize("actions", [4, 18])
+def test_an_action_out_of_range_hits_nothing_when_compiled(actions):
+    policy = head("categorical", 50, actions)
+    policy.action[3], policy.action[5] = actions, -1
+    given = batch(dataclasses.replace(policy, action=policy.action.clamp(0, actions - 1)))
+    given = dataclasses.replace(given, policy=(policy,))
+    _, kl, log_prob, nonfinite, gradient = losses(given, compiled=True)
+    assert nonfinite == 2
+    assert log_prob[[3, 5]].isnan().all()
+    assert kl.isfinite().all()
+    assert gradient[[3, 5]].isnan().all()
+
+
+@pytest.mark.parametrize("actions", [2, 4, 8])
+def test_rows_of_few_actions_are_computed_in_vectors(actions):
+    given = batch(head("categorical", ROWS, actions))
+    with fresh_cache():  # what is cached is not generated
+        _, code = run_and_get_cpp_code(losses, given, compiled=True)
+    loops = re.findall(
+        r"x\d+<static_cast<int64_t>\((\d+)L\); x\d+\+=static_cast<\w+>\((\d+)L", code
+    )
+    steps = {int(step) for bound, step in loops if int(bound) >= ROWS}
+    assert steps
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
+        assert 1 not in steps
