@@ -98,7 +98,8 @@ def softmax_rows(head: PolicyHead) -> HeadRows:
     kept = (*each, entropy.unsqueeze(-1), m.unsqueeze(-1), shift)
     if entropy.shape[-1] == 1:
         return HeadRows(log_prob.squeeze(-1), kl.squeeze(-1), entropy, kept)
-    return HeadRows(*row_sums(log_prob, kl), entropy, kept)
+    log_prob, kl = row_sums(log_prob, kl)
+    return HeadRows(log_prob, kl, entropy, kept)
 
 
 # ---- and back
