@@ -11,11 +11,11 @@ from torch import Tensor
 from klppo_compile.records import Factorised, PolicyHead
 from klppo_compile.vocabulary import by_inductor_on_cpu
 
-FEW = 8  # a sum of so many numbers is unrolled
+FEW = 8  # a sum of so many numbers is unrolled (unroll_reductions_threshold)
 
 
 def written(*rows: Tensor) -> tuple[Tensor, ...]:
-    """The same values, broadcast together; by Inductor on a CPU they are computed here, once.
+    """The same values; for Inductor on a CPU of one shape and type, and computed here, once.
 
     It would compute what a row's elements share anew for every vector of them: an eighth of a
     softmax loss's time.

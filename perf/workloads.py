@@ -68,6 +68,8 @@ WORKLOADS = tuple(
     for family in WIDTHS
     for batch in ON_CPU
 )
+# As Gymnasium's classic tasks have it: rows of few numbers are laid out otherwise when compiled.
+WORKLOADS += (Workload("categorical", 65536, columns=4),)
 
 
 @dataclass(frozen=True, eq=False)
