@@ -62,14 +62,16 @@ class Workload:
 
 
 ON_CPU = (256, 4096, 65536)
-WORKLOADS = tuple(
-    Workload(family, batch, networks)
-    for networks in (False, True)
-    for family in WIDTHS
-    for batch in ON_CPU
+WORKLOADS = (
+    *(
+        Workload(family, batch, networks)
+        for networks in (False, True)
+        for family in WIDTHS
+        for batch in ON_CPU
+    ),
+    # As Gymnasium's classic tasks have it: short rows are laid out otherwise when compiled.
+    Workload("categorical", 65536, columns=4),
 )
-# As Gymnasium's classic tasks have it: rows of few numbers are laid out otherwise when compiled.
-WORKLOADS += (Workload("categorical", 65536, columns=4),)
 
 
 @dataclass(frozen=True, eq=False)
