@@ -90,8 +90,7 @@ class ScheduledLoss(KeyedLoss):
 
     def store_beta(self, value: Tensor) -> None:
         """Write beta in place, apart from any graph."""
-        with torch.no_grad():
-            self.beta.copy_(value.detach())
+        self.beta.copy_(value.detach())
 
     def moves_beta(self) -> bool:
         """Whether a call now moves beta: in training, with grad, and not again in a backward."""

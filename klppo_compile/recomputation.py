@@ -16,8 +16,19 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1  # noqa: SLF001 - torch has no public name
 
 
+def by_hooks() -> bool:
+    """Whether hooks keep what this forward saves, as those of activation checkpointing do.
+
+    Its reentrant form has none, and runs the forward without gradients.
+    """
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None  # noqa: SLF001
+
+
 class UsedBetas:
-    """The beta `[]` that the last call on a tensordict used, while the tensordict lives."""
+    """The beta `[]` that the last call on a tensordict used, while the tensordict lives.
+
+    Only calls that may be repeated are remembered: a copy of beta costs as much as an operator.
+    """
 
     def __init__(self) -> None:
         self._used = WeakIdKeyDictionary()
@@ -28,7 +39,7 @@ class UsedBetas:
         if in_backward():
             used: Tensor = self._used.get(tensordict, beta if self._last is None else self._last)
             return used
-        if torch.is_grad_enabled():
+        if by_hooks() and torch.is_grad_enabled():
             self._used[tensordict] = self._last = beta.detach().clone()
         return beta
 
