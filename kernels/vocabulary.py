@@ -7,6 +7,7 @@ __all__ = [
     "clip",
     "exp",
     "finite",
+    "fma",
     "log",
     "magnitude",
     "maximum",
@@ -76,6 +77,12 @@ def where(condition, x, y):
 def finite(x):
     """Neither NaN nor infinite."""
     return tl.abs(x) < INFINITY
+
+
+@triton.jit
+def fma(x, y, z):
+    """x y + z."""
+    return x * y + z
 
 
 @triton.jit

@@ -6,7 +6,7 @@ every summand is small itself.
 
 from torch import Tensor
 
-from klppo_compile.vocabulary import exp, magnitude, maximum, quotient, reduce_phi, where
+from klppo_compile.vocabulary import exp, fma, magnitude, maximum, quotient, reduce_phi, where
 
 
 def psi(d: Tensor) -> Tensor:
@@ -20,21 +20,21 @@ def psi_near(d: Tensor) -> Tensor:
     The last term d^5 / 40320 is economised: d^5 is 5 d^3 / 16 - 5 d / 256 to 1 / 512 (Lanczos 1938,
     doi:10.1002/sapm1938171123).
     """
-    cubic = (1 / 720 + 5 / 16 / 40320) - d * (1 / 5040)
-    tail = d * (d * (d * cubic - 1 / 120) + (1 / 24 - 5 / 256 / 40320)) - 1 / 6
-    return d * d * (d * tail + 0.5)
+    cubic = fma(d, -1 / 5040, 1 / 720 + 5 / 16 / 40320)
+    linear = fma(d, fma(d, cubic, -1 / 120), 1 / 24 - 5 / 256 / 40320)
+    return d * d * fma(d, fma(d, linear, -1 / 6), 0.5)
 
 
 def weighted_psi(q: "Tensor | float", r: Tensor, d: Tensor) -> Tensor:
     """q psi(d), given r = q exp(-d); it spares the exponential where r is at hand."""
-    return where(magnitude(d) < 0.5, q * psi_near(d), q * (d - 1.0) + r)
+    return where(magnitude(d) < 0.5, q * psi_near(d), fma(d - 1.0, q, r))
 
 
 def phi_near(u: Tensor) -> Tensor:
     """phi(u) by the atanh series, for -1/2 <= u <= 1: log(1 + u) is 2 atanh r, r = u / (2 + u)."""
     r = quotient(u, 2.0 + u)
     s = r * r
-    return r * (u - 2.0 * s * atanh_tail(s))
+    return r * fma(-2.0 * s, atanh_tail(s), u)
 
 
 def atanh_tail(s: Tensor) -> Tensor:
@@ -42,8 +42,8 @@ def atanh_tail(s: Tensor) -> Tensor:
 
     1/3 + s/5 + s^2/7 + ... with the coefficients of the least largest error (Remez 1934).
     """
-    rest = s * (0.142964053774 + s * (0.108500204881 + s * 0.116268923658))
-    return 0.333333336776 + s * (0.199998481526 + rest)
+    rest = fma(s, fma(s, 0.116268923658, 0.108500204881), 0.142964053774)
+    return fma(s, fma(s, rest, 0.199998481526), 0.333333336776)
 
 
 def phi(u: Tensor) -> Tensor:
@@ -60,14 +60,15 @@ def phi_of_ratio(d: Tensor, ratio: Tensor) -> Tensor:
 def tanh_half_near(d: Tensor) -> Tensor:
     """tanh(d / 2) for |d| < 1/4, to 7e-9; coefficients as in `atanh_tail`."""
     s = d * d
-    return d * (0.499999996824 - s * (0.0416657499365 - s * 0.00412743940757))
+    return d * fma(s, fma(s, 0.00412743940757, -0.0416657499365), 0.499999996824)
 
 
 def log_one_plus(u: Tensor) -> Tensor:
     """log(1 + u) to the last digits for small u too, for -1/2 <= u <= 1."""
     r = quotient(u, 2.0 + u)
     s = r * r
-    return 2.0 * r + 2.0 * r * s * atanh_tail(s)
+    twice = 2.0 * r
+    return fma(twice * s, atanh_tail(s), twice)
 
 
 def softplus(x: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ else; the Triton binding provides the same names. What is not in this list can't
 formula of the loss.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, clamp, sigmoid, where
 
@@ -12,6 +14,7 @@ __all__ = [
     "clip",
     "exp",
     "finite",
+    "fma",
     "log",
     "magnitude",
     "maximum",
@@ -108,6 +111,22 @@ SMALLEST = 1.17549435e-38  # the smallest normal float32
 def finite(x: Tensor) -> Tensor:
     """Neither NaN nor infinite."""
     return x - x == 0.0  # 2 steps where torch.isfinite takes 4
+
+
+def fma(x: Tensor, y: "Tensor | float", z: "Tensor | float") -> Tensor:
+    """x y + z: in eager mode on a CPU one pass over memory, where the operators take two."""
+    if type(x) is not Tensor or not x.is_cpu or torch.compiler.is_compiling():
+        return x * y + z
+    if not isinstance(z, Tensor):
+        z = _constant(z, x.dtype)
+    return torch.addcmul(z, x, y) if isinstance(y, Tensor) else torch.add(z, x, alpha=y)
+
+
+@lru_cache
+def _constant(value: float, dtype: torch.dtype) -> Tensor:
+    """A number as a tensor []; making one costs as much as a small operator."""
+    with torch.inference_mode(False):
+        return torch.scalar_tensor(value, dtype=dtype, device="cpu")
 
 
 def quotient(x: "Tensor | float", y: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from klppo_compile import vocabulary
 from klppo_compile.compiling import FUSED_MULTIPLY_ADD
@@ -86,3 +87,31 @@ def test_phi_of_a_bad_ratio_is_not_finite():
     value = compiled(lambda d: sum(vocabulary.reduce_phi(d, 1 + d)), d)
     assert not value.isfinite().any()
     assert value.isnan().equal(d.isnan())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("y", [0.3, torch.linspace(-2, 2, 12).reshape(4, 3)])
+@pytest.mark.parametrize("z", [-1.7, torch.linspace(5, 1, 3), torch.tensor(0.25)])
+def test_fma_is_a_product_and_a_sum(dtype, y, z):
+    x = torch.linspace(-1, 1, 12, dtype=dtype).reshape(4, 3).requires_grad_()
+    y, z = (t.to(dtype) if isinstance(t, torch.Tensor) else t for t in (y, z))
+    expected, found = x * y + z, vocabulary.fma(x, y, z)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(t.sum(), x)[0] for t in (found, expected)))
+
+
+def test_the_constants_of_fma_serve_every_mode():
+    x = torch.ones(3)
+    with torch.inference_mode():
+        vocabulary.fma(x, 2.0, 0.123)
+    with torch.device("meta"):
+        vocabulary.fma(x, 2.0, 0.456)
+    for z in (0.123, 0.456):
+        leaf = torch.ones(3, requires_grad=True)
+        vocabulary.fma(leaf, leaf, z).sum().backward()
+        assert vocabulary.fma(leaf, 2.0, z).tolist() == pytest.approx([2 + z] * 3)
+        torch.testing.assert_close(leaf.grad, torch.full((3,), 2.0))
+    with FakeTensorMode() as mode:
+        assert vocabulary.fma(mode.from_tensor(x), 2.0, 0.123).shape == (3,)
+    batched = torch.func.vmap(lambda t: vocabulary.fma(t, 2.0, 0.123))(torch.ones(2, 3))
+    torch.testing.assert_close(batched, torch.full((2, 3), 2.123))

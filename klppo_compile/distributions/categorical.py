@@ -11,7 +11,7 @@ from torch import Tensor
 
 from klppo_compile.records import Softmax
 from klppo_compile.series import phi_near, psi_near, weighted_psi
-from klppo_compile.vocabulary import clip, exp, magnitude, maximum, quotient, where
+from klppo_compile.vocabulary import clip, exp, fma, magnitude, maximum, quotient, where
 
 
 def fall(x: Tensor, old: Tensor, new: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def pulls(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the gradients of a row's actions share: the pull on p, 1 / (1 + m), and `near`."""
     near = where(magnitude(m) < 0.5, 0.5, 0.0)
-    return g_log_prob + g_entropy * entropy, quotient(1.0, 1.0 + m), near
+    return fma(g_entropy, entropy, g_log_prob), quotient(1.0, 1.0 + m), near
 
 
 def vjp(
@@ -86,7 +86,7 @@ def vjp(
     q, p = exp(old_log_p), exp(log_p)
     d_kl = where(magnitude(u) < near, q * (psi_near(u) - u - m) * scale, p - q)
     # Any finite floor will do: below it p is 0, and 0 times infinity would be NaN.
-    pull = pull + g_entropy * maximum(log_p, -1e4)
+    pull = fma(g_entropy, maximum(log_p, -1e4), pull)
     return where(hit, g_log_prob, 0.0) - p * pull + g_kl * d_kl
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from klppo_compile.records import Factorised
 from klppo_compile.series import phi_of_ratio
-from klppo_compile.vocabulary import log, quotient
+from klppo_compile.vocabulary import fma, log, quotient
 
 HALF_LOG_2PI = 0.9189385332046727  # log(2 pi) / 2
 
@@ -24,7 +24,7 @@ def kl(old_loc: Tensor, old_scale: Tensor, loc: Tensor, scale: Tensor) -> Tensor
     inverse = quotient(1.0, scale)
     t = (loc - old_loc) * inverse
     d = (old_scale - scale) * inverse
-    return 0.5 * (t * t + d * d) + phi_of_ratio(d, old_scale * inverse)
+    return fma(fma(t, t, d * d), 0.5, phi_of_ratio(d, old_scale * inverse))
 
 
 def entropy(loc: Tensor, scale: Tensor) -> Tensor:
@@ -47,8 +47,9 @@ def vjp(
     z = (action - loc) * inverse
     t = (loc - old_loc) * inverse
     d = (old_scale - scale) * inverse
-    d_loc = (g_log_prob * z + g_kl * t) * inverse
-    d_scale = (g_log_prob * (z * z - 1.0) - g_kl * (d * (2.0 + d) + t * t) + g_entropy) * inverse
+    d_loc = fma(g_log_prob, z, g_kl * t) * inverse
+    spread = fma(t, t, d * (2.0 + d))
+    d_scale = (fma(g_log_prob, fma(z, z, -1.0), g_entropy) - g_kl * spread) * inverse
     return d_loc, d_scale
 
 
