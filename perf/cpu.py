@@ -2,7 +2,7 @@
 
 import torch
 
-from klppo_compile.perf.measure import Estimate, estimate, interleave, ratios
+from klppo_compile.perf.measure import AGAIN, Estimate, estimate, ratios, take_turns
 from klppo_compile.perf.providers import (
     FLOOR,
     NETWORKS,
@@ -28,7 +28,7 @@ class WrongAnswerError(Exception):
 
 
 def measure_workload(workload: Workload, rounds: int, seconds: float) -> list[Row]:
-    """Time one forward and backward of every contender, on one thread.
+    """Time forward and backward of every contender, on one thread: in turn, and once again.
 
     Raises:
         WrongAnswerError: a contender's losses or gradients are off.
@@ -41,8 +41,8 @@ def measure_workload(workload: Workload, rounds: int, seconds: float) -> list[Ro
     ]
     steps = {p.name: p.build(case) for p in contenders}
     check(case, {p: steps[p.name] for p in contenders if p in PROVIDERS})
-    times = interleave(steps, rounds, seconds)
-    return rows_of(case, times)
+    in_turn, again = take_turns(steps, rounds, seconds, calls=2)
+    return rows_of(case, in_turn) + rows_of(case, again, AGAIN)
 
 
 def check(case: Problem, steps: dict[Provider, Step]) -> None:
@@ -62,12 +62,15 @@ def check(case: Problem, steps: dict[Provider, Step]) -> None:
         raise WrongAnswerError(f"{case.workload.name}: {'; '.join(wrong)}")
 
 
-def rows_of(case: Problem, times: dict[str, list[float]]) -> list[Row]:
-    """Times, and what follows from them: memory rate, speed over torchrl, yardsticks."""
+def rows_of(case: Problem, times: dict[str, list[float]], end: str = "") -> list[Row]:
+    """Times, and what follows from them: memory rate, speed over torchrl, yardsticks.
+
+    `end`: of the metrics' names.
+    """
     rows = []
 
     def add(provider: str, metric: str, unit: str, found: Estimate, better: str) -> None:
-        rows.append(Row(case.workload.name, provider, metric, unit, *found, better))
+        rows.append(Row(case.workload.name, provider, metric + end, unit, *found, better))
 
     for name, samples in times.items():
         add(name, "time", "us", estimate([1e6 * t for t in samples]), "lower")

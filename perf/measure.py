@@ -14,6 +14,8 @@ from statistics import NormalDist, median
 from typing import NamedTuple
 
 Step = Callable[[], object]
+AGAIN = ", again"
+"""End of the names of metrics of a step's second call in a row."""
 
 
 class Estimate(NamedTuple):
@@ -55,7 +57,22 @@ def interleave(
     Each round has an order of its own, for a step pays for what the one before it left in the cache
     and took from the allocator. The garbage collector rests: its pauses belong to no step.
     """
-    times: dict[str, list[float]] = {name: [] for name in steps}
+    return take_turns(steps, rounds, seconds, 1, clock)[0]
+
+
+def take_turns(
+    steps: Mapping[str, Step],
+    rounds: int,
+    seconds: float,
+    calls: int,
+    clock: Callable[[], float] = time.thread_time,
+) -> list[dict[str, list[float]]]:
+    """`interleave` with so many calls of a step in a row: times of the first, of the second, ...
+
+    The first call pays for what the step before it left: emptied caches, and a heap to give back.
+    It adds about the same to every step, and so draws ratios to 1. The second pays for itself.
+    """
+    times: list[dict[str, list[float]]] = [{name: [] for name in steps} for _ in range(calls)]
     order, collecting = random.Random(0), gc.isenabled()  # noqa: S311 - an order, not a secret
     gc.collect()
     gc.disable()
@@ -65,9 +82,10 @@ def interleave(
             if done and clock() - began > seconds:
                 break
             for name in order.sample(list(steps), len(steps)):
-                start = clock()
-                steps[name]()
-                times[name].append(clock() - start)
+                for call in times:
+                    start = clock()
+                    steps[name]()
+                    call[name].append(clock() - start)
     finally:
         if collecting:
             gc.enable()

@@ -2,6 +2,7 @@
 
 from rich.table import Table
 
+from klppo_compile.perf.measure import AGAIN
 from klppo_compile.perf.rows import Row
 from klppo_compile.perf.workloads import Workload
 
@@ -16,21 +17,27 @@ COLUMNS = {
 
 
 def table_of(workload: Workload, rows: list[Row]) -> Table:
-    """The rows of one workload; the interval of a ratio stands behind it."""
+    """The rows of one workload, two lines for a contender: in turn, and called again at once.
+
+    The interval of a ratio stands behind it.
+    """
     table = Table(title=f"{workload.name}: {workload.regime}", title_justify="left")
     table.add_column("forward + backward, one thread")
     shown = [metric for metric in COLUMNS if any(row.metric == metric for row in rows)]
     for metric in shown:
         table.add_column(COLUMNS[metric][0], justify="right")
+    cells = {(row.provider, row.metric): cell(row) for row in rows}
     for provider in dict.fromkeys(row.provider for row in rows):
-        cells = {row.metric: cell(row) for row in rows if row.provider == provider}
-        table.add_row(provider, *[cells.get(metric, "") for metric in shown])
+        for end, label in (("", provider), (AGAIN, "  again")):
+            line = [cells.get((provider, metric + end), "") for metric in shown]
+            if any(line):
+                table.add_row(label, *line)
     return table
 
 
 def cell(row: Row) -> str:
     """A value, and for ratios how far it may be off."""
-    shape = COLUMNS[row.metric][1]
+    shape = COLUMNS[row.metric.removesuffix(AGAIN)][1]
     text = shape.format(row.value)
     if row.unit != "x":
         return text

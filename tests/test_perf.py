@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ import torch
 from klppo_compile.perf.__main__ import main
 from klppo_compile.perf.cpu import WrongAnswerError, check
 from klppo_compile.perf.machine import result_name, run_header
-from klppo_compile.perf.measure import estimate, interleave, ratios
+from klppo_compile.perf.measure import AGAIN, estimate, interleave, ratios, take_turns
 from klppo_compile.perf.providers import OURS, PROVIDERS
 from klppo_compile.perf.rows import Row, read_document, write_document
+from klppo_compile.perf.table import table_of
 from klppo_compile.perf.workloads import WORKLOADS, problem
 
 ROW = Row("normal/heads/256", "ours", "time", "us", 2.0, 1.0, 3.0, 9, "lower")
@@ -36,6 +38,34 @@ def test_steps_take_turns_until_time_is_up():
     assert set(rounds) == {"ab", "ba"}
     assert len(times["a"]) == len(times["b"]) < 100
     assert set(times["a"]) == {1.0}
+
+
+def test_a_turn_of_two_calls_tells_them_apart():
+    order, ticks, cost = [], iter(range(1000)), {"a": 5, "b": 2}
+
+    def step(name):
+        first = order[-1:] != [name]
+        order.append(name)
+        for _ in range(cost[name] if first else 1):
+            next(ticks)
+
+    steps = {name: partial(step, name) for name in "ab"}
+    first, again = take_turns(steps, 8, 900, calls=2, clock=lambda: float(next(ticks)))
+    assert {tuple(order[i : i + 2]) for i in range(0, len(order), 2)} == {("a", "a"), ("b", "b")}
+    assert set(again["a"]) == set(again["b"]) == {2.0}
+    assert {*first["a"]} <= {6.0, 2.0}
+    assert {*first["b"]} <= {3.0, 2.0}
+    assert len(first["a"]) == len(again["b"]) == 8
+
+
+def test_a_table_has_a_line_for_the_call_again():
+    workload = WORKLOADS[0]
+    rows = [replace(ROW, metric="time" + end, value=value) for end, value in (("", 7), (AGAIN, 3))]
+    table = table_of(workload, [*rows, replace(ROW, provider="theirs", value=9.0)])
+    assert [[*column.cells] for column in table.columns] == [
+        ["ours", "  again", "theirs"],
+        ["7", "3", "9"],
+    ]
 
 
 def test_rows_come_back_as_they_were_written(tmp_path):
