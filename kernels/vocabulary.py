@@ -12,6 +12,7 @@ __all__ = [
     "magnitude",
     "maximum",
     "minimum",
+    "probability",
     "quotient",
     "reduce_phi",
     "sigmoid",
@@ -28,6 +29,12 @@ def exp(x):
     """e^x."""
     # 2 instructions; tl.exp rounds alike and takes 5.
     return tl.exp2(x * LOG2_E)
+
+
+@triton.jit
+def probability(log_p):
+    """e^log_p, of what is not above 0 but for rounding."""
+    return exp(log_p)
 
 
 @triton.jit

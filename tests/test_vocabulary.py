@@ -27,10 +27,11 @@ def rows(*parts, size=18):
     [
         (vocabulary.exp, rows(torch.linspace(-82.9, 88.2, 40_000)), 3.5e-7),
         (vocabulary.exp, rows(torch.linspace(-0.7, 0.7, 40_000)), 1.5e-7),
+        (vocabulary.probability, rows(torch.linspace(-82.9, 0.001, 40_000)), 3.5e-7),
         (vocabulary.log, rows(torch.logspace(-37, 38, 40_000)), 2e-7),
         (vocabulary.log, rows(torch.linspace(0.5, 2, 40_000)), 2e-7),
     ],
-    ids=["exp", "exp-near-0", "log", "log-near-1"],
+    ids=["exp", "exp-near-0", "probability", "log", "log-near-1"],
 )
 def test_a_compiled_word_is_right_to_its_last_digits(word, x, error):
     torch.testing.assert_close(
@@ -51,9 +52,10 @@ def test_an_exponential_by_plain_torch_compile_rounds_its_argument():
             vocabulary.exp,
             {-inf: 0, -1e30: 0, -104: 0, 0: 1, 89: inf, 1e30: inf, inf: inf, nan: nan},
         ),
+        (vocabulary.probability, {-inf: 0, -1e30: 0, -104: 0, 0: 1, nan: nan}),
         (vocabulary.log, {0: -inf, 1: 0, inf: inf, nan: nan}),
     ],
-    ids=["exp", "log"],
+    ids=["exp", "probability", "log"],
 )
 def test_a_compiled_word_keeps_the_edges(word, edges):
     x = torch.tensor([list(edges)] * 2).repeat(1, 3)

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from klppo_compile.records import Softmax
 from klppo_compile.series import phi_near, psi_near, weighted_psi
-from klppo_compile.vocabulary import clip, exp, fma, magnitude, maximum, quotient, where
+from klppo_compile.vocabulary import (
+    clip,
+    exp,
+    fma,
+    magnitude,
+    maximum,
+    probability,
+    quotient,
+    where,
+)
 
 
 def fall(x: Tensor, old: Tensor, new: Tensor) -> Tensor:
@@ -83,7 +92,7 @@ def vjp(
     The KL's is p - q. Where p and q are close, |u| < near, it is q (psi(u) - u - m) / (1 + m),
     which does not cancel.
     """
-    q, p = exp(old_log_p), exp(log_p)
+    q, p = probability(old_log_p), probability(log_p)
     d_kl = where(magnitude(u) < near, q * (psi_near(u) - u - m) * scale, p - q)
     # Any finite floor will do: below it p is 0, and 0 times infinity would be NaN.
     pull = fma(g_entropy, maximum(log_p, -1e4), pull)
