@@ -9,6 +9,7 @@ from typing import Any
 
 from klppo_compile.perf.change_points import ChangePoint, relative_noise
 from klppo_compile.perf.history import Run, Series, series_of
+from klppo_compile.perf.measure import AGAIN
 from klppo_compile.perf.page_records import Card, Event, ExactRow, Move, Section
 from klppo_compile.perf.page_words import (
     Commit,
@@ -19,6 +20,7 @@ from klppo_compile.perf.page_words import (
     percent,
     title_of,
 )
+from klppo_compile.perf.rows import Row
 
 # Half of the band in which 99 % of the runs at one level lie, in standard deviations.
 BAND = 2.576
@@ -97,11 +99,12 @@ def cards(series: list[Series], metrics: tuple[str, ...], runs: dict[Run, Commit
     found = []
     for (workload, provider), its in groups.items():
         telling = worst_first(one for one in its if not is_trivial(one))
+        ratios = [one for one in telling if is_headline(one.latest)]
         cells = {title_of(one.latest): cell(one) for one in its}
         card = Card(
             workload,
             provider,
-            tuple((s.latest.metric, f"{cell(s)[0]}×") for s in telling if s.latest.unit == "x"),
+            tuple((one.latest.metric, f"{cell(one)[0]}×") for one in ratios),
             tuple(chart(one, index) for one in telling),
             tuple(cells.get(metric, ("", "")) for metric in metrics),
             names_of(its),
@@ -110,6 +113,11 @@ def cards(series: list[Series], metrics: tuple[str, ...], runs: dict[Run, Commit
         )
         found.append(card)
     return sorted(found, key=lambda card: (-card.setback, STATES.index(card.state)))
+
+
+def is_headline(row: Row) -> bool:
+    """Whether a card's first line has it: a ratio, of what was called in turn."""
+    return row.unit == "x" and not row.metric.endswith(AGAIN)
 
 
 def cell(series: Series) -> tuple[str, str]:
