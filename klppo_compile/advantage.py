@@ -24,7 +24,16 @@ def standardise(
         advantage: `[*B, 1]`.
         mask: `[*B, 1]` bool, True where a row counts.
         exclude_dims: dimensions with statistics of their own.
+
+    Raises:
+        ValueError: a dimension that the advantage lacks.
     """
+    ndim = advantage.ndim
+    if absent := [d for d in exclude_dims if not -ndim <= d < ndim]:
+        raise ValueError(
+            f"normalize_advantage_exclude_dims must lie in [{-ndim}, {ndim - 1}] for an advantage "
+            f"of shape {list(advantage.shape)}; got {absent[0]}."
+        )
     kept = {d % advantage.ndim for d in exclude_dims}
     dims = [d for d in range(advantage.ndim) if d not in kept]
     if advantage.numel() <= 1 or not dims:

@@ -7,6 +7,7 @@ import difflib
 import math
 import warnings
 from collections.abc import Iterable, Mapping
+from ctypes import c_float
 from typing import Any
 
 from torch import Tensor
@@ -68,21 +69,25 @@ def number(name: str, value: Any) -> float:
 
 
 def check_number(name: str, given: Any, bounds: tuple[float, float] = (1e-6, 1e6)) -> float:
-    """A hyper-parameter in its range; `bounds` are beta's."""
-    value: float = number(name, given)
+    """A hyper-parameter in its range, as float32 holds it; `bounds` are beta's, held likewise."""
+    found = number(name, given)
+    value: float = c_float(found).value
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite in float32, got {found}.")
     if name == "increment" and value < 1.0:
-        raise ValueError(f"increment should be >= 1.0 in KLPENPPOLoss, got {value:4.4f}")
+        raise ValueError(f"increment should be >= 1.0 in KLPENPPOLoss, got {found:4.4f}")
     if name == "decrement" and value > 1.0:
-        raise ValueError(f"decrement should be <= 1.0 in KLPENPPOLoss, got {value:4.4f}")
+        raise ValueError(f"decrement should be <= 1.0 in KLPENPPOLoss, got {found:4.4f}")
     if name in ("dtarg", "decrement", "clip_value", "max_importance_ratio", "beta_min", "beta_max"):
         if value <= 0.0:
-            raise ValueError(f"{name} must be > 0, got {value}.")
+            held = "" if found <= 0.0 else ", which is 0 in float32"
+            raise ValueError(f"{name} must be > 0, got {found}{held}.")
     elif value < 0.0:
-        raise ValueError(f"{name} must be >= 0, got {value}.")
+        raise ValueError(f"{name} must be >= 0, got {found}.")
     if name == "beta" and value != 0.0 and not bounds[0] <= value <= bounds[1]:
         raise ValueError(
             f"beta must be 0 (no penalty) or within [beta_min, beta_max] = [{bounds[0]:g}, "
-            f"{bounds[1]:g}], got {value:g}. Widen the bounds or choose another beta."
+            f"{bounds[1]:g}], got {found:g}. Widen the bounds or choose another beta."
         )
     return value
 
@@ -133,8 +138,6 @@ def refuse_contradictions(
     advantage_norm: Any,
     delay_actor: bool,
     functional: bool,
-    beta_min: float,
-    beta_max: float,
 ) -> None:
     """Raise for arguments that can't be together."""
     if gamma is not None:
@@ -152,5 +155,24 @@ def refuse_contradictions(
             "delay_actor=True requires functional=True: the proximal policy is held in "
             "target_actor_network_params, which only exists for functionalized modules."
         )
+
+
+def check_kinds(critic: Any, advantage_norm: Any) -> None:
+    """Raise TypeError for objects that lack what the loss asks of them."""
+    if critic is not None and not hasattr(critic, "in_keys"):
+        raise TypeError(
+            "critic_network must be a tensordict module, which names what it reads and writes; got "
+            f"{type(critic).__name__}. Wrap it: TensorDictModule(critic, in_keys=['observation'], "
+            "out_keys=['state_value'])."
+        )
+    if advantage_norm is not None and not callable(getattr(advantage_norm, "scale", None)):
+        raise TypeError(
+            "advantage_norm must have a scale(), as torchrl's ValueNorm has; got "
+            f"{advantage_norm!r}."
+        )
+
+
+def check_order(beta_min: float, beta_max: float) -> None:
+    """Raise for bounds that leave beta no room."""
     if beta_min > beta_max:
         raise ValueError(f"beta_min must not exceed beta_max; got {beta_min} and {beta_max}.")

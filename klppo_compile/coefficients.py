@@ -18,6 +18,7 @@ from klppo_compile.recomputation import in_backward
 QUADRATURE_NODES = 64
 BETA_NUMBERS = ("dtarg", "increment", "decrement", "beta_min", "beta_max")
 COEFFICIENTS = ("entropy_coeff", "critic_coeff", "clip_value", "max_importance_ratio")
+OPTIONAL = ("critic_coeff", "clip_value", "max_importance_ratio")  # None leaves their terms out
 SCALARS = ("beta", *BETA_NUMBERS, *COEFFICIENTS)
 
 
@@ -64,6 +65,8 @@ class ScheduledLoss(KeyedLoss):
             )
         low, high = (float(buffers.get(n, d)) for n, d in (("beta_min", 1e-6), ("beta_max", 1e6)))
         number = arguments.check_number(name, value, (low, high))
+        moved = {"beta_min": low, "beta_max": high} | {name: number}
+        arguments.check_order(moved["beta_min"], moved["beta_max"])
         with torch.no_grad():
             buffers[name].fill_(number)
 
@@ -83,14 +86,22 @@ class ScheduledLoss(KeyedLoss):
         """Move beta by the adaptive rule for a mean KL `[]` in nats, say of a whole epoch.
 
         For `beta_update="manual"`. A KL that is not finite leaves beta alone. No host sync.
+
+        Raises:
+            ValueError: a KL of more than one number.
         """
+        if isinstance(kl, Tensor) and kl.numel() != 1:
+            raise ValueError(
+                f"update_beta takes a mean KL, one number; got shape {list(kl.shape)}. Pass its "
+                "mean."
+            )
         kl = scalar(kl, self.beta.device)
         numbers = (getattr(self, name) for name in BETA_NUMBERS)
         self.store_beta(penalty.adaptive(self.beta, kl, torch.ones_like(kl), *numbers))
 
     def store_beta(self, value: Tensor) -> None:
         """Write beta in place, apart from any graph."""
-        self.beta.copy_(value.detach())
+        self.beta.detach().copy_(value.detach())
 
     def moves_beta(self) -> bool:
         """Whether a call now moves beta: in training, with grad, and not again in a backward."""

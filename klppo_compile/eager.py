@@ -6,6 +6,7 @@ with a backward of its own lives here. Inputs of 16 bits are computed in float32
 inside, so that they fuse.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -106,6 +107,8 @@ def unpack(hyper: Tensor) -> Hyper:
     return Hyper(beta, critic_coeff, clip_value, log_cap, tuple(entropy_coeff))
 
 
+SECOND_DERIVATIVE = b"KLPENPPOLoss provides no gradients of gradients: its backward is written by \
+hand. Take them of torchrl's loss, or leave this loss out of what is differentiated twice."
 LOSSES = ("loss_objective", "loss_entropy", "loss_critic")
 
 
@@ -155,10 +158,26 @@ class Loss(torch.autograd.Function):
             at += 4 + old
             for _ in family.parameters:
                 out[at], at, done = d_new[done], at + 1, done + 1
-        return (None,) * 5 + tuple(
+        gradients = [
             None if d is None or x is None else d.to(x.dtype)
             for d, x in zip(out, tensors, strict=True)
-        )
+        ]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            gradients = differentiated_once(gradients, tensors)
+        return (*[None] * 5, *gradients)
+
+
+def differentiated_once(
+    gradients: list[Tensor | None], tensors: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Gradients of these tensors, in a backward with create_graph: differentiated, they raise."""
+    sources = [x for x in tensors if x is not None and x.requires_grad]
+    found = [g.detach() for g in gradients if g is not None]
+    raises = torch._C._functions.DelayedError(  # noqa: SLF001 - as torch's once_differentiable
+        SECOND_DERIVATIVE, len(found) + len(sources)
+    )
+    out = iter(raises(*found, *sources))
+    return [None if g is None else next(out) for g in gradients]
 
 
 def loss(batch: Minibatch, hyper: Tensor, static: Static) -> dict[str, Tensor]:

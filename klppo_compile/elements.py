@@ -64,9 +64,12 @@ def expectation(head: PolicyHead) -> Tensor:
     """The entropy's correction averaged over the head's noise: [*P, D]."""
     assert isinstance(head.family, Factorised) and head.family.correction is not None
     assert head.noise is not None and head.weights is not None
-    corrections: Tensor = head.family.correction(head.noise, *head.new)
-    mean: Tensor = torch.tensordot(head.weights, corrections, dims=1)
-    return mean
+    return weighted(head.weights, head.family.correction(head.noise, *head.new))
+
+
+def weighted(weights: Tensor, x: Tensor) -> Tensor:
+    """Samples [S, ...] summed by weights [S]: no matrix product, which autocast would round."""
+    return (weights.reshape(-1, *[1] * (x.ndim - 1)) * x).sum(0)
 
 
 def softmax_rows(head: PolicyHead) -> HeadRows:
@@ -140,7 +143,7 @@ def _pull_back(
     assert head.family.correction_vjp is not None
     more = head.family.correction_vjp(g_entropy, head.noise, *head.new)
     return tuple(
-        d + torch.tensordot(head.weights, x.expand(head.weights.shape + d.shape), dims=1)
+        d + weighted(head.weights, x.expand(head.weights.shape + d.shape))
         for d, x in zip(d_new, more, strict=True)
     )
 

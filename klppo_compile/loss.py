@@ -12,7 +12,7 @@ from tensordict.nn import InteractionType, dispatch, set_interaction_type
 from torch import Tensor, nn
 
 from klppo_compile import arguments
-from klppo_compile.coefficients import ScheduledLoss
+from klppo_compile.coefficients import OPTIONAL, ScheduledLoss
 from klppo_compile.functional import loss_of_checked
 from klppo_compile.inputs import read_minibatch
 from klppo_compile.networks import recurrent_mode
@@ -139,8 +139,9 @@ class KLPENPPOLoss(ScheduledLoss):
         critic_coeff = arguments.either("critic_coef", "critic_coeff", critic_coef, critic_coeff)
         critic_coeff = arguments.critic_coefficient(actor_network, critic_network, critic_coeff)
         arguments.refuse_contradictions(
-            gamma, normalize_advantage, advantage_norm, delay_actor, functional, beta_min, beta_max
+            gamma, normalize_advantage, advantage_norm, delay_actor, functional
         )
+        arguments.check_kinds(critic_network, advantage_norm)
         numbers = {
             "dtarg": dtarg,
             "increment": increment,
@@ -153,9 +154,12 @@ class KLPENPPOLoss(ScheduledLoss):
             "clip_value": clip_value,
             "max_importance_ratio": max_importance_ratio,
         }
-        bounds = (float(beta_min), float(beta_max))
+        low, high = (arguments.check_number(n, numbers[n]) for n in ("beta_min", "beta_max"))
+        arguments.check_order(low, high)
         checked = {
-            name: None if x is None else arguments.check_number(name, x, bounds)
+            name: None
+            if x is None and name in OPTIONAL
+            else arguments.check_number(name, x, (low, high))
             for name, x in numbers.items()
         }
         super().__init__()

@@ -77,7 +77,8 @@ def untouched(kind: Any, names: tuple[str, ...]) -> Untouched | None:
         return _in_terms_of(found, names) if same else None
     owner = {_place(p): name for name, p in probe.items()}
     sources = tuple(owner.get(_place(p), "") for p in found.parameters)
-    return _in_terms_of(found, sources) if all(sources) else None
+    told_apart = len(owner) == len(probe)  # fake tensors have no places
+    return _in_terms_of(found, sources) if told_apart and all(sources) else None
 
 
 def _place(x: Tensor) -> tuple[Any, ...]:
@@ -99,10 +100,12 @@ def _in_terms_of(found: Described, sources: tuple[str, ...]) -> Untouched | None
 
 
 def _probe(names: tuple[str, ...]) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    probe = {name: torch.rand(PROBE_SHAPE, generator=generator) * 0.8 + 0.1 for name in names}
+    # On the CPU whatever the default device: meta tensors have no places to tell them by.
+    generator = torch.Generator("cpu").manual_seed(0)
+    options: dict[str, Any] = {"generator": generator, "device": "cpu"}
+    probe = {name: torch.rand(PROBE_SHAPE, **options) * 0.8 + 0.1 for name in names}
     if names == ("logits",):
-        wide = torch.randn(PROBE_SHAPE, generator=generator)
+        wide = torch.randn(PROBE_SHAPE, **options)
         wide[0, 0, 0], wide[0, 1, 1], wide[1, 0, 2], wide[1, 1, 3] = 1e3, -1e3, 40.0, -torch.inf
         probe["logits"] = wide
     return probe

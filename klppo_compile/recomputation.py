@@ -1,9 +1,11 @@
 """Recomputing a forward inside a backward (activation checkpointing): which beta it must read.
 
-A recomputation has to repeat its forward, and beta has moved since. So each call remembers, for the
-tensordict it was given, the beta it used. Eager only: a compiled graph can't tell where it runs.
+A recomputation has to repeat its forward, and beta has moved since. So each call that may be
+repeated remembers the beta it used. Eager only: a compiled graph can't tell where it runs.
 """
 
+from collections import defaultdict
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,32 +18,70 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1  # noqa: SLF001 - torch has no public name
 
 
-def by_hooks() -> bool:
-    """Whether hooks keep what this forward saves, as those of activation checkpointing do.
+def saving_hook() -> Any:
+    """What keeps the tensors that this forward saves, None without a hook.
 
-    Its reentrant form has none, and runs the forward without gradients.
+    Activation checkpointing has one in its forward and one in its recomputation. Its reentrant form
+    has none, and runs the forward without gradients.
     """
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None  # noqa: SLF001
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # noqa: SLF001
+    return None if hooks is None else hooks[0]
+
+
+def checkpoint_of(hook: Any) -> tuple[Any, bool]:
+    """The checkpoint that a hook of `torch.utils.checkpoint` serves, and whether it recomputes.
+
+    None where the hook is another's. Read from the hook's closure, for torch tells it nowhere.
+    """
+    hook = getattr(hook, "_torchdynamo_orig_callable", hook)
+    names = getattr(getattr(hook, "__code__", None), "co_freevars", ())
+    cells = dict(zip(names, getattr(hook, "__closure__", None) or (), strict=True))
+    if "target_frame_ref" in cells:
+        return cells["target_frame_ref"].cell_contents(), True
+    return (cells["frame"].cell_contents, False) if "frame" in cells else (None, False)
+
+
+@dataclass
+class Calls:
+    """The betas `[]` that a checkpoint's calls used, in order, and how many each backward saw."""
+
+    betas: list[Tensor] = field(default_factory=list)
+    seen: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
 
 
 class UsedBetas:
-    """The beta `[]` that the last call on a tensordict used, while the tensordict lives.
+    """The betas `[]` that calls used which may be repeated: a copy costs as much as an operator.
 
-    Only calls that may be repeated are remembered: a copy of beta costs as much as an operator.
+    A recomputation is its checkpoint's and repeats its calls in order. Where another's hooks
+    recompute, the tensordict tells the call, or, where that is made anew, it is the last one.
     """
 
     def __init__(self) -> None:
-        self._used = WeakIdKeyDictionary()
-        self._last: Tensor | None = None  # for a recomputation that makes its tensordict anew
+        self._checkpoints, self._used = WeakIdKeyDictionary(), WeakIdKeyDictionary()
+        self._last: Tensor | None = None
 
     def of(self, tensordict: Any, beta: Tensor) -> Tensor:
         """`beta` for a call outside backward, which is remembered; inside, the one remembered."""
+        hook = saving_hook()
+        if hook is None or not torch.is_grad_enabled():
+            return beta
+        checkpoint, recomputes = checkpoint_of(hook)
+        calls: Calls | None = None
+        if checkpoint is not None:
+            calls = self._checkpoints.setdefault(checkpoint, Calls())
+        if recomputes and calls is not None:
+            task = torch._C._current_graph_task_id()  # noqa: SLF001
+            number, calls.seen[task] = calls.seen[task], calls.seen[task] + 1
+            if number < len(calls.betas):
+                return calls.betas[number]
         if in_backward():
             used: Tensor = self._used.get(tensordict, beta if self._last is None else self._last)
-            return used
-        if by_hooks() and torch.is_grad_enabled():
-            self._used[tensordict] = self._last = beta.detach().clone()
-        return beta
+        else:
+            used = beta.detach().clone()
+            self._used[tensordict] = self._last = used
+        if calls is not None and not recomputes:
+            calls.betas.append(used)
+        return used if in_backward() else beta
 
     def __reduce__(self) -> Any:
         """Copies and pickles start empty: what is remembered belongs to calls in flight."""

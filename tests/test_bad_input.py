@@ -125,6 +125,11 @@ def test_a_mask_finer_than_the_rows():
         ({"beta": -1.0}, ValueError, "beta must be >= 0"),
         ({"beta": math.inf}, ValueError, "beta must be finite"),
         ({"beta": 1e7}, ValueError, "beta must be 0 .*or within"),
+        ({"beta": None}, ValueError, "beta must be a float or a scalar tensor, got None"),
+        ({"dtarg": None}, ValueError, "dtarg must be a float or a scalar tensor, got None"),
+        ({"beta_min": None}, ValueError, "beta_min must be a float or a scalar tensor, got None"),
+        ({"beta_min": 1e-50}, ValueError, "beta_min must be > 0, got 1e-50, which is 0 in float32"),
+        ({"beta_max": 1e39}, ValueError, r"beta_max must be finite in float32, got 1e\+39"),
         ({"beta_min": 2.0, "beta_max": 1.0, "beta": 0.0}, ValueError, "beta_min must not exceed"),
         ({"entropy_coeff": -1.0}, ValueError, "entropy_coeff must be >= 0"),
         ({"entropy_coeff": {"action": 0.1}}, TypeError, "entropy_coeff as a mapping"),
@@ -149,6 +154,7 @@ def test_a_mask_finer_than_the_rows():
             ValueError,
             "mutually exclusive",
         ),
+        ({"advantage_norm": 3}, TypeError, r"must have a scale\(\).*; got 3"),
     ],
 )
 def test_constructor_arguments(arguments, error, words):
@@ -164,6 +170,17 @@ def test_networks_that_are_missing():
             KLPENPPOLoss(*pair)
     with pytest.raises(TypeError, match="Missing positional arguments"):
         KLPENPPOLoss(actor, None, critic_coeff=1.0)
+    with pytest.raises(TypeError, match=r"must be a tensordict module.*; got Linear"):
+        KLPENPPOLoss(actor, critic.module)
+
+
+@pytest.mark.parametrize("dims", [(2,), (0, -3)])
+def test_dimensions_that_the_advantage_lacks(dims):
+    actor, critic, data = problem(CATEGORICAL)
+    loss = KLPENPPOLoss(
+        actor, critic, normalize_advantage=True, normalize_advantage_exclude_dims=dims
+    )
+    refused(loss, data, ValueError, rf"must lie in \[-2, 1\] .*; got {dims[-1]}")
 
 
 def test_actors_without_one_probabilistic_module():

@@ -1,6 +1,7 @@
 """When beta moves, where it rests, and what may be assigned to it."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -87,6 +88,60 @@ def test_a_recomputation_moves_nothing_and_repeats_its_forward():
     assert loss.beta == plain.beta == 2.0
 
 
+CALLS = {
+    "a tensordict made inside": lambda loss, data, i: total(loss(data[i : i + 4])),
+    "the same tensordict": lambda loss, data, _: total(loss(data)),
+    "keywords": lambda loss, data, i: loss(**dict(data[i : i + 4].items()))[0],
+    "two calls": lambda loss, data, i: sum(total(loss(data[j : j + 2])) for j in (i, i + 2)),
+    "a checkpoint inside": lambda loss, data, i: checkpoint(
+        lambda: total(loss(data[i : i + 4])), use_reentrant=False
+    ),
+}
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["one backward", "two backwards"])
+@pytest.mark.parametrize("calls", CALLS)
+def test_recomputations_of_several_calls_read_each_its_own_beta(calls, twice):
+    found = []
+    for run in (lambda part, i: part(i), partial(checkpoint, use_reentrant=False)):
+        loss, data = loss_of(increment=10.0, entropy_bonus=False)
+        loss.select_out_keys("loss_objective", "loss_critic")
+        part = partial(CALLS[calls], loss, data)
+        out = sum(run(part, i) for i in (0, 4))
+        if twice:
+            out.backward(retain_graph=True)
+        out.backward()
+        found.append([loss.beta, *(p.grad for p in loss.parameters() if p.grad is not None)])
+    torch.testing.assert_close(*found)
+
+
+def test_a_reentrant_checkpoint_reads_the_beta_of_its_time():
+    loss, data = loss_of(increment=10.0, entropy_bonus=False)
+    total(checkpoint(lambda: loss(data), use_reentrant=False)).backward()
+    loss(data)
+    leaves = [p for p in loss.parameters() if p.requires_grad]
+    loss.zero_grad()
+    x = torch.zeros((), requires_grad=True)
+    checkpoint(lambda x: total(loss(data)) + x, x, use_reentrant=True).backward()
+    loss.beta_update = "manual"
+    expected = torch.autograd.grad(total(loss(data)), leaves)
+    torch.testing.assert_close([p.grad for p in leaves], list(expected))
+
+
+def test_beta_moves_though_it_requires_a_gradient():
+    loss, data = loss_of()
+    loss.beta.requires_grad_()
+    loss(data)
+    assert loss.beta == 2.0
+
+
+def test_a_bound_of_its_own_is_a_beta():
+    loss, _ = loss_of(beta_min=1e-3, beta_max=0.7, beta=0.7)
+    loss.beta = 1e-3
+    loss.beta = 0.7
+    assert loss.beta == torch.tensor(0.7)
+
+
 def test_clamps_and_recovery():
     loss, data = loss_of(beta_min=0.25, beta_max=4.0)
     for _ in range(5):
@@ -103,6 +158,12 @@ def test_zero_switches_the_penalty_off_for_good():
     out = loss(data)
     assert loss.beta == 0.0
     assert out["loss_objective"].isfinite()
+
+
+def test_a_kl_per_row_moves_no_beta():
+    loss, _ = loss_of(beta_update="manual")
+    with pytest.raises(ValueError, match=r"one number; got shape \[8\]. Pass its mean"):
+        loss.update_beta(torch.ones(8))
 
 
 def test_update_beta_moves_it_by_the_same_rule():
@@ -141,6 +202,8 @@ def test_assignment_keeps_the_storage():
         ("beta", -1.0, ValueError, "beta must be >= 0"),
         ("beta", math.nan, ValueError, "beta must be finite"),
         ("beta", None, TypeError, "Pass a float"),
+        ("beta_min", 2e6, ValueError, "beta_min must not exceed beta_max"),
+        ("beta_max", 1e-7, ValueError, "beta_min must not exceed beta_max"),
         ("beta", torch.nn.Parameter(torch.ones(())), TypeError, "Pass a float"),
         ("dtarg", 0.0, ValueError, "dtarg must be > 0"),
         ("increment", 0.5, ValueError, "increment should be >= 1.0 in KLPENPPOLoss, got 0.5000"),

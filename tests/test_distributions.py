@@ -1,6 +1,7 @@
 """Every family's text against torch.distributions in float64, and its KL against 50 digits."""
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 from torch import distributions as td
@@ -201,6 +202,39 @@ def test_a_bernoullis_kl_holds_for_any_logits(before, after):
     kl = losses(head(family, (old,), (new,), torch.zeros(2, 1))).kl
     expected = exact_kl(family, (old,), (new,), 2)
     assert ((kl.double() - expected).abs() < KL_ERROR * expected).all()
+
+
+@pytest.mark.parametrize("step", [0.3, -0.3, 2.0, -30.0])
+@pytest.mark.parametrize("logit", [-15.0, 0.1, 9.0, 12.0, 18.0, 40.0])
+def test_a_bernoullis_kl_gradient_holds_near_certainty(logit, step):
+    old, new = torch.full((4, 1), logit), torch.full((4, 1), logit + step, requires_grad=True)
+    one_head = head(FAMILIES["bernoulli"], (old,), (new,), torch.ones(4, 1))
+    batch = Minibatch((one_head,), torch.zeros(4), torch.zeros(4))
+    config = LossConfig(reduction="sum", entropy_bonus=False)
+    (found,) = torch.autograd.grad(klpen_ppo_loss(batch, 1.0, config).loss_objective, new)
+    side = -1.0 if logit > 0.0 else 1.0  # p - q = (1 - q) - (1 - p)
+    exact = side * ((side * new).double().sigmoid() - (side * old).double().sigmoid())
+    assert (found.double() - exact).norm() < GRADIENT_ERROR * exact.norm()
+
+
+def test_a_quadrature_is_of_float32_under_autocast():
+    torch.manual_seed(0)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(64)
+    nodes = torch.tensor(nodes, dtype=torch.float32).reshape(-1, 1, 1)
+    weights = torch.tensor(weights / weights.sum(), dtype=torch.float32)
+    loc, scale = torch.randn(16, 3), torch.rand(16, 3) + 0.3
+    found = []
+    for enabled in (False, True):
+        new = (loc.clone().requires_grad_(), scale.clone().requires_grad_())
+        one_head = PolicyHead(
+            FAMILIES["tanh_normal"], torch.zeros(16, 3), (loc, scale), new, None, nodes, weights
+        )
+        batch = Minibatch((one_head,), torch.zeros(16), torch.zeros(16))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = klpen_ppo_loss(batch, 1.0)
+            gradients = torch.autograd.grad(out.loss_entropy, new)
+        found.append((out.entropy, *gradients))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("side", ["old", "new"])

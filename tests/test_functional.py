@@ -1,6 +1,7 @@
 """The whole loss on tensors, against the same thing said plainly in torch and float64."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -148,6 +149,21 @@ def test_nan_in_masked_rows_reaches_nothing():
     grads = torch.autograd.grad(total(out), [*new, value])
     torch.testing.assert_close(grads, clean_grads)
     assert all((g[bad] == 0).all() for g in grads)
+
+
+def test_gradients_of_gradients_are_refused():
+    torch.manual_seed(0)
+    batch, leaves = problem()
+    inputs = [(2 * x).requires_grad_() for x in leaves]
+    head = batch.policy[0]
+    new = tuple(x * x for x in inputs[:2])
+    through = replace(batch, policy=(replace(head, new=new),), value=inputs[2] * inputs[2])
+    loss = total(klpen_ppo_loss(through, 1.0))
+    plain = torch.autograd.grad(loss, inputs, retain_graph=True)
+    gradients = torch.autograd.grad(loss, inputs, create_graph=True)
+    torch.testing.assert_close(plain, gradients)
+    with pytest.raises(RuntimeError, match="provides no gradients of gradients"):
+        torch.autograd.grad(sum(g.square().sum() for g in gradients), inputs)
 
 
 @pytest.mark.parametrize("field", ["old_log_prob", "advantage", "value_target"])

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import AffineTransform, TanhTransform
 
@@ -136,6 +137,18 @@ def test_what_may_change_its_mind_is_built_every_time(kind):
     logits = torch.randn(2, 3)
     torch.testing.assert_close(kind(logits=logits).logits, Categorical(logits=logits).logits)
     assert untouched(kind, LOGITS) is None
+
+
+def test_whatever_the_default_device_parameters_are_told_apart():
+    def diagonal(loc, scale):
+        return Independent(Normal(loc, scale), 1)
+
+    with torch.device("meta"):
+        found = untouched(diagonal, LOC)
+    assert found is not None
+    assert found.sources == LOC
+    with FakeTensorMode():
+        assert untouched(diagonal, LOC) is None
 
 
 def test_a_callable_that_raises_is_built_every_time():

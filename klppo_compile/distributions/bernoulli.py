@@ -51,14 +51,16 @@ def vjp(
     """The three gradients pulled back to the logits.
 
     The KL's is p - q = tanh((new - old) / 2) (p (1 - q) + q (1 - p)), which does not cancel; with
-    (1 - p) / p = exp(-z) the second factor is p q (exp(-new) + exp(-old)).
+    (1 - p) / p = exp(-z) the second factor is p q (exp(-new) + exp(-old)). Where the logits are far
+    apart and both positive, it is (1 - q) - (1 - p), for p and q are near 1.
     """
     odds, old_odds = exp(-logits), exp(-old_logits)
     p, q = quotient(1.0, 1.0 + odds), quotient(1.0, 1.0 + old_odds)
     rise = logits - old_logits
     # Where the sum is infinite, p q is 0.
     both = p * q * minimum(odds + old_odds, 1e38)
-    d_kl = where(magnitude(rise) < 0.25, tanh_half_near(rise) * both, p - q)
+    far = where(minimum(logits, old_logits) > 0.0, old_odds * q - odds * p, p - q)
+    d_kl = where(magnitude(rise) < 0.25, tanh_half_near(rise) * both, far)
     d_entropy = logits * (p - p * p)
     return (g_log_prob * (action - p) + g_kl * d_kl - g_entropy * d_entropy,)
 
