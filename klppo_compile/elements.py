@@ -87,7 +87,7 @@ def softmax_rows(head: PolicyHead) -> HeadRows:
     old_top, level, shift = written(old_top, level, old_top - level)
     y = new - level
     p = exp(y)
-    sums = family.moments(q, p, p, fall - shift, y)
+    sums = family.moments(q, p, p, fall - shift, x - y, y)
     # Inductor sums q in the loop that comes next: this one, which needs every q itself.
     q = total if weight is q else q.sum(-1, True)
     q, p, u, psi_u, y = (q.squeeze(-1), *(x.sum(-1) for x in (p, *sums)))  # [*P, K]

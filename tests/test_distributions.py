@@ -8,8 +8,10 @@ from torch import distributions as td
 from torch.distributions import biject_to
 
 from klppo_compile import LossConfig, Minibatch, PolicyHead, klpen_ppo_loss
+from klppo_compile.compiling import FUSED_MULTIPLY_ADD
 from klppo_compile.distributions import FAMILIES
 from klppo_compile.records import Softmax
+from klppo_compile.series import psi
 
 ROWS, WIDTH = 64, 6
 # Largest per-row error of a float32 KL, relative, and of its gradient, relative to its norm.
@@ -252,6 +254,29 @@ def test_offset_logits_keep_the_mean_kl():
     out = losses(head(family, old, new, torch.zeros(ROWS, 1).long()))
     expected = exact_kl(family, old, new, ROWS)
     assert abs(float(out.mean_kl) - float(expected.mean())) < 1e-3 * float(expected.mean())
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(("actions", "spread"), [(3, 6.0), (6, 10.0), (18, 5.0)])
+def test_a_rare_action_that_jumps_keeps_its_digits(actions, spread, compiled):
+    """Its q (psi(u) - u) cancels: where it is all of the KL, q and r have to be wrong alike."""
+    torch.manual_seed(0)
+    old = spread * torch.randn(4000, 1, actions)
+    jump = torch.rand(4000, 1, 1) * 4 - 2
+    new = old.scatter_add(-1, old.argmin(-1, True), jump)
+    moved = head(FAMILIES["categorical"], (old,), (new,), torch.zeros(4000, 1).long())
+
+    def kl(one_head):
+        return klpen_ppo_loss(Minibatch((one_head,), *torch.zeros(2, 4000)), 1.0).kl
+
+    if compiled:
+        torch.compiler.reset()
+        kl = torch.compile(kl, fullgraph=True, options=FUSED_MULTIPLY_ADD)
+    x, y = old.double().log_softmax(-1), new.double().log_softmax(-1)
+    exact = (x.exp() * psi(x - y)).sum((-2, -1))
+    seen = exact > 1e-12
+    assert seen.double().mean() > 0.5
+    assert ((kl(moved).double() - exact).abs() < KL_ERROR * exact)[seen].all()
 
 
 @pytest.mark.parametrize("step", [1e-3, 0.1, 1.0, 3.0])
