@@ -117,13 +117,12 @@ def sweep(
         i_a = columns(chunk * (T * W), T, W)
         b_old, b_new = load(old + i_a, i_a < D, LOWEST), load(new + i_a, i_a < D, LOWEST)
         x, y = b_old - old_ref, b_new - ref
-        gap = x - y
         old_top, top = tl.maximum(b_old_top, tl.max(x, 2)), tl.maximum(b_top, tl.max(y, 2))
         f, g = exp(b_old_top - old_top), exp(b_top - top)
         x = x - old_top[:, :, None]
         q, p = exp(x), exp(y - top[:, :, None])
         r, u = p * exp(top - old_top)[:, :, None], fall(x, b_old, b_new) - (old_ref - ref)
-        u, psi_u, y = moments(q, p, r, u, gap, y)
+        u, psi_u, y = moments(q, p, r, u, y)
         b_q, b_u, b_psi = (
             f * b_q + tl.sum(q, 2),
             f * b_u + tl.sum(u, 2),

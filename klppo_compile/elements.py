@@ -11,6 +11,7 @@ from torch import Tensor
 from klppo_compile.blocks import block_rows, split_head, split_rows
 from klppo_compile.inductor import by_action, hits, rough_exp, row_sums, written
 from klppo_compile.records import Factorised, PolicyHead, Rows, Softmax
+from klppo_compile.series import retaken
 from klppo_compile.vocabulary import by_inductor_on_cpu, exp
 
 
@@ -87,7 +88,8 @@ def softmax_rows(head: PolicyHead) -> HeadRows:
     old_top, level, shift = written(old_top, level, old_top - level)
     y = new - level
     p = exp(y)
-    sums = family.moments(q, p, p, fall - shift, x - y, y)
+    u = fall - shift
+    sums = family.moments(q, p, retaken(p, x - y - u), u, y)
     # Inductor sums q in the loop that comes next: this one, which needs every q itself.
     q = total if weight is q else q.sum(-1, True)
     q, p, u, psi_u, y = (q.squeeze(-1), *(x.sum(-1) for x in (p, *sums)))  # [*P, K]

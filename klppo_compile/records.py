@@ -55,7 +55,7 @@ class Softmax:
         parameters: `("logits",)`, `[*P, K, A]`.
         fall: `(x, old, new)` per action, to the old less the new logit; x is the log of q.
         level: `(old_top, top, mean_fall)` per row, to the constant of the new logits.
-        moments: `(q, p, r, u, gap, y)` per action, to what is summed over actions beside q and p.
+        moments: `(q, p, r, u, y)` per action, to what is summed over actions beside q and p.
         close: `(picked, log_q, log_p, u, psi_u, y)` per row, to log-prob, KL, entropy and m.
         pulls: `(g_log_prob, g_entropy, entropy, m)` per row, to what its gradients share.
         vjp: `(g_log_prob, g_kl, g_entropy, *pulls, m, hit, old_log_p, log_p, u)` per action.

@@ -25,6 +25,14 @@ def psi_near(d: Tensor) -> Tensor:
     return d * d * fma(d, fma(d, linear, -1 / 6), 0.5)
 
 
+def retaken(r: Tensor, lost: Tensor) -> Tensor:
+    """r exp(lost), what rounding took from r's exponent; r itself where `lost` is no rounding.
+
+    q psi(d) is small where d is, but not q d nor r: the two have to be wrong alike.
+    """
+    return fma(r, where(magnitude(lost) < 1e-3, lost, 0.0), r)
+
+
 def weighted_psi(q: "Tensor | float", r: Tensor, d: Tensor) -> Tensor:
     """q psi(d), given r = q exp(-d); it spares the exponential where r is at hand."""
     return where(magnitude(d) < 0.5, q * psi_near(d), fma(d - 1.0, q, r))

@@ -42,18 +42,11 @@ def level(old_top: Tensor, top: Tensor, mean_fall: Tensor) -> Tensor:
     return clip(old_top - mean_fall, top - 60.0, top + 60.0)
 
 
-def moments(
-    q: Tensor, p: Tensor, r: Tensor, u: Tensor, gap: Tensor, y: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def moments(q: Tensor, p: Tensor, r: Tensor, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What is summed over actions beside q and p; r = q exp(-u), which is p in units of q.
 
-    `gap` is u as q and r had it in their exponents, with what rounding took there. It counts where
-    one rare action decides the KL: r then has to be wrong as q is. Where the old policy forbids the
-    action, r is all there is. Any finite floor under y will do: below it p is 0, and 0 times
-    infinity would be NaN.
+    Any finite floor under y will do: below it p is 0, and 0 times infinity would be NaN.
     """
-    lost = gap - u
-    r = fma(r, where(magnitude(lost) < 1e-3, lost, 0.0), r)
     return q * u, weighted_psi(q, r, u), p * maximum(y, -1e4)
 
 
