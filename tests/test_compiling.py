@@ -207,6 +207,22 @@ def test_compile_loss_leaves_beta_alone_in_a_recomputation():
     assert loss.beta == plain.beta == 2.0
 
 
+def test_recomputations_of_several_compiled_calls_read_each_its_own_beta():
+    actor, critic, data = problem("normal")
+    leaves = list(actor.parameters())
+    loss, plain = (KLPENPPOLoss(actor, critic, dtarg=1e-6, increment=10.0) for _ in range(2))
+    compiled, half = compile_loss(loss, backend="aot_eager"), len(data) // 2
+
+    def part(i):
+        return total(compiled(data[i : i + half]))  # made anew in the recomputation
+
+    out = sum(checkpoint(part, i, use_reentrant=False) for i in (0, half))
+    found = torch.autograd.grad(out, leaves)
+    expected = sum(total(plain(data[i : i + half])) for i in (0, half))
+    torch.testing.assert_close(found, torch.autograd.grad(expected, leaves))
+    assert loss.beta == plain.beta == 100.0
+
+
 def test_compiled_beta_rests_outside_training():
     actor, critic, data = problem("categorical")
     loss = KLPENPPOLoss(actor, critic, dtarg=1e-6)
