@@ -34,8 +34,8 @@ def standardise(
             f"normalize_advantage_exclude_dims must lie in [{-ndim}, {ndim - 1}] for an advantage "
             f"of shape {list(advantage.shape)}; got {absent[0]}."
         )
-    kept = {d % advantage.ndim for d in exclude_dims}
-    dims = [d for d in range(advantage.ndim) if d not in kept]
+    kept = {d % ndim for d in exclude_dims}
+    dims = [d for d in range(ndim) if d not in kept]
     if advantage.numel() <= 1 or not dims:
         return advantage
     if mask is None:

@@ -63,10 +63,10 @@ class ScheduledLoss(KeyedLoss):
             raise TypeError(
                 f"{name} is a number that schedules may set; got {value!r}. Pass a float."
             )
-        low, high = (float(buffers.get(n, d)) for n, d in (("beta_min", 1e-6), ("beta_max", 1e6)))
-        number = arguments.check_number(name, value, (low, high))
-        moved = {"beta_min": low, "beta_max": high} | {name: number}
-        arguments.check_order(moved["beta_min"], moved["beta_max"])
+        bounds = {n: float(buffers.get(n, d)) for n, d in (("beta_min", 1e-6), ("beta_max", 1e6))}
+        number = arguments.check_number(name, value, (bounds["beta_min"], bounds["beta_max"]))
+        bounds[name] = number
+        arguments.check_order(bounds["beta_min"], bounds["beta_max"])
         with torch.no_grad():
             buffers[name].fill_(number)
 

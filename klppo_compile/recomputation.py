@@ -48,6 +48,12 @@ class Calls:
     betas: list[Tensor] = field(default_factory=list)
     seen: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
 
+    def again(self) -> Tensor | None:
+        """The beta of the next call that this backward repeats; None where there was none."""
+        task = torch._C._current_graph_task_id()  # noqa: SLF001
+        number, self.seen[task] = self.seen[task], self.seen[task] + 1
+        return self.betas[number] if number < len(self.betas) else None
+
 
 class UsedBetas:
     """The betas `[]` that calls used which may be repeated: a copy costs as much as an operator.
@@ -66,22 +72,19 @@ class UsedBetas:
         if hook is None or not torch.is_grad_enabled():
             return beta
         checkpoint, recomputes = checkpoint_of(hook)
-        calls: Calls | None = None
+        calls: Calls = Calls()
         if checkpoint is not None:
-            calls = self._checkpoints.setdefault(checkpoint, Calls())
-        if recomputes and calls is not None:
-            task = torch._C._current_graph_task_id()  # noqa: SLF001
-            number, calls.seen[task] = calls.seen[task], calls.seen[task] + 1
-            if number < len(calls.betas):
-                return calls.betas[number]
-        if in_backward():
-            used: Tensor = self._used.get(tensordict, beta if self._last is None else self._last)
+            calls = self._checkpoints.setdefault(checkpoint, calls)
+        if recomputes and (used := calls.again()) is not None:
+            return used
+        repeats = in_backward()
+        if repeats:
+            used = self._used.get(tensordict, beta if self._last is None else self._last)
         else:
-            used = beta.detach().clone()
-            self._used[tensordict] = self._last = used
-        if calls is not None and not recomputes:
+            used = self._used[tensordict] = self._last = beta.detach().clone()
+        if not recomputes:
             calls.betas.append(used)
-        return used if in_backward() else beta
+        return used if repeats else beta
 
     def __reduce__(self) -> Any:
         """Copies and pickles start empty: what is remembered belongs to calls in flight."""

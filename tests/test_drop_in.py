@@ -13,11 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchrl.objectives import KLPENPPOLoss as TorchrlLoss
 
 from klppo_compile import KLPENPPOLoss
-from tests.builders import CASES, actor_of, critic_of, problem, rollout, total
+from tests.builders import CASES, NOT_OURS, actor_of, critic_of, problem, rollout, total
 
 CATEGORICAL = "Categorical"
-# computed by torch.distributions, which may read on the host
-NOT_OURS = ["Gamma", "Beta", "Dirichlet", "MultivariateNormal", "LogNormal", "StudentT", "mixture"]
 
 
 class CountSyncs(TorchDispatchMode):
