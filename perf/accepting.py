@@ -1,6 +1,7 @@
 """Exact changes for the worse that were decided on: `accepted.toml`, each with its reason."""
 
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,14 @@ def read_accepted(path: Path = FILE) -> list[Accepted]:
             f" {', '.join(document) or 'one that is no list'}."
         )
     return [_entry(path.name, number, entry) for number, entry in enumerate(entries, 1)]
+
+
+def decision_on(
+    decisions: Iterable[Accepted], metric: str, workload: str, old: float, new: float
+) -> Accepted | None:
+    """The one on this very change, if there is one."""
+    wanted = (metric, workload, old, new)
+    return next((x for x in decisions if (x.metric, x.workload, x.old, x.new) == wanted), None)
 
 
 def _entry(name: str, number: int, entry: Any) -> Accepted:

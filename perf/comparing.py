@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from statistics import NormalDist
 
-from klppo_compile.perf.accepting import Accepted
+from klppo_compile.perf.accepting import Accepted, decision_on
 from klppo_compile.perf.findings import Finding, Verdict
 from klppo_compile.perf.rows import Row
 
@@ -68,18 +68,12 @@ def judge(base: Row | None, new: Row | None, accepted: list[Accepted]) -> Findin
     found = rules[row.kind](base, new)
     if row.provider.startswith(PEERS) and found.verdict is Verdict.REGRESSION:
         return replace(found, verdict=Verdict.ACCEPTED, reason=f"{PEERS}'s own: told, not judged")
-    decision = decision_on(found, accepted)
+    if found.kind != "exact" or found.verdict is not Verdict.REGRESSION:
+        return found
+    decision = decision_on(accepted, row.metric, row.workload, base.value, new.value)
     if decision is None:
         return found
     return replace(found, verdict=Verdict.ACCEPTED, reason=f"accepted: {decision.reason}")
-
-
-def decision_on(found: Finding, accepted: list[Accepted]) -> Accepted | None:
-    """What was decided on an exact regression, if anything was."""
-    if found.kind != "exact" or found.verdict is not Verdict.REGRESSION:
-        return None
-    wanted = (found.metric, found.workload, found.base, found.new)
-    return next((x for x in accepted if (x.metric, x.workload, x.old, x.new) == wanted), None)
 
 
 def exact(base: Row, new: Row) -> Finding:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from klppo_compile.exit_codes import BadInputError
+from klppo_compile.perf.accepting import Accepted, decision_on
 from klppo_compile.perf.change_points import LEAST_STEP, ChangePoint, change_points
 from klppo_compile.perf.machine import machine_class
 from klppo_compile.perf.rows import Row, read_document
@@ -50,11 +51,13 @@ class Series:
     Attributes:
         machine_class: of all its runs.
         runs, rows: the runs that have the metric, and what each measured.
+        decisions: the exact changes for the worse that were accepted, of any series.
     """
 
     machine_class: str
     runs: tuple[Run, ...]
     rows: tuple[Row, ...]
+    decisions: tuple[Accepted, ...] = ()
 
     @property
     def latest(self) -> Row:
@@ -70,6 +73,13 @@ class Series:
     def changes(self) -> list[ChangePoint]:
         """Where its level changed."""
         return change_points(self.values, self.latest.kind)
+
+    def decision(self, point: ChangePoint) -> Accepted | None:
+        """What was decided on a step back, if anything was; only exact ones are decided on."""
+        if self.latest.kind != "exact" or not self.is_worse(point.before, point.after):
+            return None
+        row = self.latest
+        return decision_on(self.decisions, row.metric, row.workload, point.before, point.after)
 
     @property
     def level(self) -> float:
@@ -101,9 +111,12 @@ class Series:
         """How far its level now is behind the best it has had: its severity.
 
         0 where it is at its best, so a step back that was made good again has none; 0 too where
-        what is left of one is below the least step that counts as a change.
+        what is left of one is below the least step that counts as a change. An accepted step back
+        begins anew: what was better before it counts no more.
         """
-        levels = [self.first_level, *(point.after for point in self.changes)]
+        levels = [self.first_level]
+        for point in self.changes:
+            levels = [point.after] if self.decision(point) else [*levels, point.after]
         behind = max(self.lead(level, self.level) for level in levels)
         return behind if behind >= LEAST_STEP.get(self.latest.kind, 0.0) else 0.0
 
@@ -195,17 +208,18 @@ def check_rows(rows: Iterable[Row]) -> None:
         seen.add(key)
 
 
-def series_of(runs: Iterable[Run]) -> list[Series]:
+def series_of(runs: Iterable[Run], decisions: Iterable[Accepted] = ()) -> list[Series]:
     """The series of a history, in the order in which their names come up.
 
     A metric whose unit changed begins anew: numbers of two units are not compared.
     """
+    decided = tuple(decisions)
     found: dict[tuple[str, ...], list[tuple[Run, Row]]] = {}
     for run in runs:
         for row in run.rows:
             key = (run.machine_class, row.workload, row.provider, row.metric, row.unit)
             found.setdefault(key, []).append((run, row))
     return [
-        Series(key[0], tuple(run for run, _ in points), tuple(row for _, row in points))
+        Series(key[0], tuple(run for run, _ in points), tuple(row for _, row in points), decided)
         for key, points in found.items()
     ]

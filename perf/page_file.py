@@ -14,12 +14,14 @@ forbids every request.
 
 import base64
 import hashlib
+from collections.abc import Iterable
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
 from klppo_compile.exit_codes import BadInputError
+from klppo_compile.perf.accepting import Accepted
 from klppo_compile.perf.history import Run
 from klppo_compile.perf.page_records import Section
 from klppo_compile.perf.page_view import STATES, sections
@@ -29,12 +31,13 @@ STYLES = ("uplot-1.6.32.min.css", "page.css")
 LIBRARY, SCRIPT, TEMPLATE = "uplot-1.6.32.iife.min.js", "page.js", "page.html.jinja"
 
 
-def page(runs: list[Run], commit_url: str | None = None) -> str:
+def page(runs: list[Run], commit_url: str | None = None, decisions: Iterable[Accepted] = ()) -> str:
     """The page of a history as HTML.
 
     Args:
         runs: oldest first, from `read_history`.
         commit_url: what a commit's hash is appended to for a link; without it commits are text.
+        decisions: the exact changes for the worse that were accepted, from `read_accepted`.
 
     Raises:
         BadInputError: `commit_url` is no web address.
@@ -44,7 +47,7 @@ def page(runs: list[Run], commit_url: str | None = None) -> str:
             f"--commit-url is the start of a web address that a commit's hash completes; got"
             f" {commit_url!r}. Use one like https://example.org/repository/commit/."
         )
-    shown = sections(runs, commit_url)
+    shown = sections(runs, commit_url, decisions)
     style, library, script = "\n".join(map(asset, STYLES)), asset(LIBRARY), asset(SCRIPT)
     policy = (
         f"default-src 'none'; style-src {digest(style)}; script-src {digest(library)}"

@@ -15,12 +15,14 @@ class Move:
         metric, kind: as in `Row`.
         text: from which level to which, and by how much.
         worse: whether that is the bad direction.
+        accepted: why it may be, where that was decided on.
     """
 
     metric: str
     kind: str
     text: str
     worse: bool
+    accepted: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,16 @@ class Card:
 
 @dataclass(frozen=True)
 class ExactRow:
-    """One exact metric: its first and last value, and each change with the commit that made it."""
+    """One exact metric: its first and last value, and each change with the commit that made it.
+
+    Attributes:
+        changes: each as text, its commit, and why it was accepted, if it was.
+    """
 
     series: Series
     first: str
     last: str
-    changes: tuple[tuple[str, Commit], ...]
+    changes: tuple[tuple[str, Commit, str], ...]
     names: str
     state: str
 

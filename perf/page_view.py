@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
+from klppo_compile.perf.accepting import Accepted
 from klppo_compile.perf.change_points import ChangePoint, relative_noise
 from klppo_compile.perf.history import Run, Series, series_of
 from klppo_compile.perf.measure import AGAIN
@@ -27,18 +28,21 @@ BAND = 2.576
 STATES = ("worse", "better", "same")
 
 
-def sections(runs: Iterable[Run], commit_url: str | None = None) -> list[Section]:
+def sections(
+    runs: Iterable[Run], commit_url: str | None = None, decisions: Iterable[Accepted] = ()
+) -> list[Section]:
     """A history by class of machine, the one measured last first."""
+    decided = tuple(decisions)
     runs = list(runs)
     of_machine: dict[str, list[Run]] = {}
     for run in reversed(runs):
         of_machine.setdefault(run.machine_class, []).insert(0, run)
-    return [section(its, commit_url) for its in of_machine.values()]
+    return [section(its, commit_url, decided) for its in of_machine.values()]
 
 
-def section(runs: list[Run], base: str | None) -> Section:
+def section(runs: list[Run], base: str | None, decisions: tuple[Accepted, ...]) -> Section:
     """One class of machine."""
-    every = series_of(runs)
+    every = series_of(runs, decisions)
     telling = [one for one in every if not is_trivial(one)]
     moving = [one for one in every if one.latest.kind != "exact"]
     exact = [one for one in every if one.latest.kind == "exact"]
@@ -77,7 +81,13 @@ def events(series: list[Series], commits: dict[Run, Commit]) -> list[Event]:
     for (workload, provider, run), parts in together.items():
         one, point = parts[0]
         moves = tuple(
-            Move(s.latest.metric, s.latest.kind, move_text(s, p), s.is_worse(p.before, p.after))
+            Move(
+                s.latest.metric,
+                s.latest.kind,
+                move_text(s, p),
+                s.is_worse(p.before, p.after),
+                reason_of(s, p),
+            )
             for s, p in parts
         )
         before = commits[one.runs[point.index - 1]]
@@ -164,6 +174,12 @@ def chart(series: Series, index: dict[Run, int]) -> dict[str, Any]:
     }
 
 
+def reason_of(series: Series, point: ChangePoint) -> str:
+    """Why a step back was accepted; nothing where it was not."""
+    decision = series.decision(point)
+    return decision.reason if decision else ""
+
+
 def detrended(series: Series) -> list[float]:
     """Its values over the level that each is at, so that steps don't count as noise."""
     found, level = [], series.changes[0].before
@@ -182,7 +198,8 @@ def short(x: float, digits: int) -> float:
 def exact_row(series: Series, commits: dict[Run, Commit]) -> ExactRow:
     """A line of the diff table."""
     changes = tuple(
-        (move_text(series, point), commits[series.runs[point.index]]) for point in series.changes
+        (move_text(series, point), commits[series.runs[point.index]], reason_of(series, point))
+        for point in series.changes
     )
     first, last = number(series.values[0]), number(series.values[-1])
     return ExactRow(series, first, last, changes, names_of([series]), series.state)

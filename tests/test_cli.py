@@ -49,7 +49,7 @@ SURFACE = {
     "bench compare": "--accepted --all --json",
     "bench ab": "--json --launches --minutes --out --workload",
     "bench calibrate": "--json --minutes --workload",
-    "bench report": "--commit-url --out --results",
+    "bench report": "--accepted --commit-url --out --results",
     "bench convert": "--out --to",
 }
 

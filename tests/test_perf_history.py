@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from klppo_compile.exit_codes import BadInputError
+from klppo_compile.perf.accepting import Accepted
 from klppo_compile.perf.change_points import change_points, relative_noise
 from klppo_compile.perf.history import read_history, series_of
 from klppo_compile.perf.rows import Row, write_document
@@ -165,6 +166,24 @@ def history_of(folder, values, kind="exact", better="lower"):
 )
 def test_severity_is_how_far_it_is_behind_its_best(tmp_path, values, better, state, setback):
     series = history_of(tmp_path, values, better=better)
+    assert series.state == state
+    assert series.setback == pytest.approx(setback)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "state", "setback"),
+    [
+        ([17.0, 18.0], "exact", "same", 0),
+        ([17.0, 18.0, 19.0], "exact", "worse", 1 / 18),
+        ([17.0, 18.0, 16.0], "exact", "better", 0),
+        ([16.0, 18.0], "exact", "worse", 1 / 8),
+        ([17.0] * 8 + [18.0] * 8, "counted", "worse", 1 / 17),
+    ],
+)
+def test_an_accepted_step_back_is_none(tmp_path, values, kind, state, setback):
+    history_of(tmp_path, values, kind)
+    decision = Accepted("m", "w", 17.0, 18.0, "needed")
+    (series,) = series_of(read_history(tmp_path), [decision])
     assert series.state == state
     assert series.setback == pytest.approx(setback)
 

@@ -178,6 +178,26 @@ def test_the_command_refuses_a_broken_file_and_writes_nothing(tmp_path, capsys):
     assert run(["bench", "report", f"--results={tmp_path / 'none'}", f"--out={out}"]) == 2
 
 
+def test_an_accepted_step_back_is_told_with_its_reason_and_not_as_worse(tmp_path, capsys):
+    write_history(tmp_path / "results", 3, step_at=2)
+    decisions, out = tmp_path / "accepted.toml", tmp_path / "page.html"
+    decisions.write_text(
+        '[[accepted]]\nmetric = "generated kernels"\nworkload = "normal/heads/256"\n'
+        'old = 17\nnew = 18\nreason = "a kernel <b>more</b> for half the time"\n'
+    )
+    command = ["bench", "report", f"--results={tmp_path / 'results'}", f"--out={out}"]
+    counts = []
+    for options in ([], [f"--accepted={decisions}"]):
+        assert run([*command, *options]) == 0
+        text = out.read_text(encoding="utf-8")
+        counts.append(int(re.search(r"<title>klppo bench: (\d+) worse", text)[1]))
+        reasons = text.count("accepted: a kernel &lt;b&gt;more&lt;/b&gt; for half the time")
+        assert reasons == (2 if options else 0)  # where it changed, and in the table
+    assert counts[1] == counts[0] - 1
+    decisions.write_text("[[accepted]]\nmetric = 1\n")
+    assert run([*command, f"--accepted={decisions}"]) == 2
+
+
 # In a browser
 
 CHROMIUM = next(

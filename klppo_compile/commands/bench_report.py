@@ -31,13 +31,19 @@ FORMATS = (
     metavar="URL",
     help="Start of a commit's web address, ending in /commit/.  [default: no links]",
 )
-def report(results: Path, out: Path, commit_url: str | None) -> ExitCode:
+@click.option(
+    "--accepted",
+    type=click.Path(path_type=Path),
+    help="TOML of the exact changes that were decided on.  [default: perf/accepted.toml]",
+)
+def report(results: Path, out: Path, commit_url: str | None, accepted: Path | None) -> ExitCode:
     """Draw the history as one HTML file that works from disk."""
+    from klppo_compile.perf.accepting import FILE, read_accepted
     from klppo_compile.perf.history import read_history
     from klppo_compile.perf.page_file import page
 
     runs = read_history(results)
-    text = page(runs, commit_url)
+    text = page(runs, commit_url, read_accepted(accepted or FILE))
     write(out, text)
     click.echo(
         f"{out}: {len(runs)} run{'s' * (len(runs) != 1)}, {len(text.encode()) / 1000:,.0f} kB"
