@@ -14,6 +14,7 @@ from torch import Tensor
 from klppo_compile.distributions import FAMILIES
 from klppo_compile.eager import Static
 from klppo_compile.records import Minibatch, PolicyHead, Softmax
+from klppo_compile.vocabulary import exporting
 
 BACKENDS = ("auto", "torch", "triton")
 INSTALLED = importlib.util.find_spec("triton") is not None  # not loaded
@@ -56,7 +57,7 @@ def choose(batch: Minibatch, backend: str = "auto") -> Choice:
 
 def obstacles(batch: Minibatch) -> Iterator[str]:
     """Why the kernels can't serve a minibatch: none if they can."""
-    if torch.compiler.is_exporting():
+    if exporting():
         yield "an exported graph holds the mathematics, not kernels"
     if not INSTALLED:
         yield "Triton is not installed (pip install 'klppo-compile[triton]', on Linux)"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from klppo_compile.records import PolicyHead, Softmax
+from klppo_compile.vocabulary import exporting
 
 ELEMENTS = 2**17  # of a parameter in one block: 512 KiB in float32
 
@@ -17,7 +18,7 @@ ELEMENTS = 2**17  # of a parameter in one block: 512 KiB in float32
 def block_rows(head: PolicyHead) -> int | None:
     """How many of a head's leading rows make a block; None where it is taken whole."""
     whole = head.action is None or head.new[0].device.type != "cpu"
-    if whole or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if whole or torch.compiler.is_compiling() or exporting():
         return None
     x = head.new[0]
     if x.ndim < (3 if isinstance(head.family, Softmax) else 2) or x.numel() <= 2 * ELEMENTS:

@@ -132,9 +132,12 @@ class Loss(torch.autograd.Function):
         kept = [k for h in heads for k in h.kept]
         ctx.save_for_backward(hyper, out["ratio"], *tensors, *kept)
         ctx.static = static, layout, dtype, names, [len(h.kept) for h in heads], len(tensors)
-        outputs = tuple(out[name] for name in names)
-        ctx.mark_non_differentiable(*[out[name] for name in names if not name.startswith("loss")])
-        return outputs
+        metrics = [name for name in names if name not in LOSSES]
+        if torch.compiler.is_compiling():
+            # torch 2.11 takes a view, once marked, for a leaf that requires grad.
+            out |= {name: out[name].detach() for name in metrics}
+        ctx.mark_non_differentiable(*[out[name] for name in metrics])
+        return tuple(out[name] for name in names)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:

@@ -136,10 +136,9 @@ def critic_terms(batch: Minibatch, hyper: Hyper, static: Static) -> dict[str, Te
     if static.explained_variance:
         error2, target2 = (squares(x, mask, n) for x in (error, target))
         eps = torch.finfo(target.dtype).eps
-        # [1] before the last step: torch 2.11 compiles no Function that returns a view as a metric.
         out["explained_variance"] = objective.explained_variance(
-            error2, target2.reshape(1), at_least_one(n), eps
-        )
+            error2, target2, at_least_one(n), eps
+        ).reshape(1)
     out["loss_critic"] = hyper.critic_coeff * reduced(loss, mask, n, static.reduction)
     return out
 

@@ -66,8 +66,16 @@ def reduce_phi(d: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
 
 def by_inductor_on_cpu(x: Tensor) -> bool:
     """Whether a compiler for the CPU reads this, and not an exporter."""
-    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    compiling = torch.compiler.is_compiling() and not exporting()
     return compiling and x.device.type == "cpu"
+
+
+def _is_exporting() -> bool:
+    return torch.compiler._is_exporting_flag  # noqa: SLF001
+
+
+exporting = torch.compiler.is_exporting if torch.__version__ >= "2.12" else _is_exporting
+"""Whether torch.export reads this: torch 2.11's dynamo takes its own word for it as always true."""
 
 
 def _exp_of_parts(x: Tensor, overflows: bool = True) -> Tensor:
