@@ -1,7 +1,8 @@
 """The history: a folder of result files, one per run, as series that may be compared.
 
-A series is one metric of one workload and provider on one class of machine; runs of different
-classes never meet in one. A file that can't be taken is named and refused, and the whole folder
+A series is one metric of one workload and provider on one class of machine, with one of each
+version that `klppo bench compare` wants to be the same; runs of different classes never meet in
+one. A file that can't be taken is named and refused, and the whole folder
 with it: a page that left out a run would show a history that wasn't.
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 from klppo_compile.exit_codes import BadInputError
 from klppo_compile.perf.accepting import Accepted, decision_on
 from klppo_compile.perf.change_points import LEAST_STEP, ChangePoint, change_points
+from klppo_compile.perf.comparing_documents import NEEDS
 from klppo_compile.perf.machine import machine_class
 from klppo_compile.perf.rows import Row, read_document
 
@@ -211,15 +213,23 @@ def check_rows(rows: Iterable[Row]) -> None:
 def series_of(runs: Iterable[Run], decisions: Iterable[Accepted] = ()) -> list[Series]:
     """The series of a history, in the order in which their names come up.
 
-    A metric whose unit changed begins anew: numbers of two units are not compared.
+    A metric begins anew where its unit changed, or a version that its numbers depend on: what a new
+    compiler did is no commit's doing.
     """
     decided = tuple(decisions)
     found: dict[tuple[str, ...], list[tuple[Run, Row]]] = {}
     for run in runs:
         for row in run.rows:
-            key = (run.machine_class, row.workload, row.provider, row.metric, row.unit)
+            names = (run.machine_class, row.workload, row.provider, row.metric, row.unit)
+            key = (*names, *versions(run, row))
             found.setdefault(key, []).append((run, row))
     return [
         Series(key[0], tuple(run for run, _ in points), tuple(row for _, row in points), decided)
         for key, points in found.items()
     ]
+
+
+def versions(run: Run, row: Row) -> list[str]:
+    """The versions that a row's numbers depend on; "" for one that the run doesn't say."""
+    said = run.header["machine"]
+    return [str(said.get(name, "")) for need in NEEDS if need.are(row) for name in need.same]

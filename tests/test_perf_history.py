@@ -144,6 +144,30 @@ def test_another_unit_begins_another_series(tmp_path):
     assert [one.values for one in series_of(read_history(tmp_path))] == [[2.0], [2.0]]
 
 
+@pytest.mark.parametrize(
+    ("tool", "kind", "provider", "metric", "many"),
+    [
+        ("triton", "exact", "sm_90", "forward registers", 2),
+        ("triton", "exact", "ours compiled", "graph breaks", 1),
+        ("tensordict", "exact", "ours compiled", "graph breaks", 2),
+        ("onnxscript", "exact", "ours", "ONNX nodes", 2),
+        ("valgrind", "counted", "ours eager", "instructions", 2),
+        ("torchrl", "timed", "ours compiled", "speed over torchrl eager", 2),
+        ("torchrl", "exact", "ours compiled", "graph breaks", 1),
+    ],
+)
+def test_another_version_that_a_number_depends_on_begins_another_series(
+    tmp_path, tool, kind, provider, metric, many
+):
+    for number in range(2):
+        row = Row("w", provider, metric, "", 32.0 + number, 1.0, 99.0, 1, "lower", kind)
+        head = header(number, MACHINE | {tool: f"3.{9 + number}.0"})
+        write_document(tmp_path / f"{number}.json", head, [row])
+    found = series_of(read_history(tmp_path))
+    assert len(found) == many
+    assert [bool(one.changes) for one in found] == [many == 1 and kind == "exact"] * many
+
+
 def history_of(folder, values, kind="exact", better="lower"):
     """A history of one series."""
     for number, value in enumerate(values):
