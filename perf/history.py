@@ -7,6 +7,7 @@ with it: a page that left out a run would show a history that wasn't.
 """
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +22,8 @@ from klppo_compile.perf.comparing_documents import NEEDS
 from klppo_compile.perf.machine import machine_class
 from klppo_compile.perf.rows import Row, read_document
 
+# A commit becomes part of names of files, addresses and other tools' keys.
+COMMIT = re.compile(r"[\w.-]+", re.ASCII)
 KINDS = ("exact", "counted", "timed")
 BETTER = ("lower", "higher")
 
@@ -166,6 +169,11 @@ def read_run(file: Path) -> Run:
     try:
         header, rows = read_document(file)
         check_rows(rows)
+        if not COMMIT.fullmatch(str(header["commit"])):
+            raise ValueError(
+                "commit must be a word of letters, digits, dots, dashes and underscores; got"
+                f" {header['commit']!r}. Measure again in a git checkout."
+            )
         run = Run(
             file.name,
             datetime.fromisoformat(header["date"]),

@@ -237,6 +237,8 @@ def broken(tmp_path, edit):
         (lambda d: d["run"].pop("machine"), "KeyError: 'machine'"),
         (lambda d: d["run"].pop("commit"), "KeyError: 'commit'"),
         (lambda d: d["run"].update(date="yesterday"), "yesterday"),
+        (lambda d: d["run"].update(commit="../../zz"), "commit must be a word"),
+        (lambda d: d["run"].update(commit=""), "commit must be a word"),
         (lambda d: d["run"]["machine"].pop("cpu"), "KeyError: 'cpu'"),
         (lambda d: d.pop("rows"), "KeyError: 'rows'"),
         (lambda d: d["rows"][0].update(value=math.nan), "must be finite numbers"),
