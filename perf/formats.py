@@ -28,6 +28,7 @@ from typing import Any
 
 from klppo_compile.exit_codes import BadInputError
 from klppo_compile.perf.formats_asv import asv
+from klppo_compile.perf.formats_names import keep_apart
 from klppo_compile.perf.formats_openmetrics import openmetrics
 from klppo_compile.perf.formats_pytest import pytest_benchmark, seconds
 from klppo_compile.perf.history import Run, series_of
@@ -63,19 +64,27 @@ def name_of(row: Row) -> str:
 
 
 def bmf(runs: list[Run]) -> Documents:
-    """Bencher Metric Format; times go to Bencher's own measure `latency`, in nanoseconds."""
+    """Bencher Metric Format; times go to Bencher's own measure `latency`, in nanoseconds.
+
+    Raises:
+        BadInputError: two of its names are one.
+    """
     found: dict[str, dict[str, dict[str, float]]] = {}
+    names = []
     for row in runs[0].rows:
         scale = seconds(row)
         is_time = scale is not None and row.metric == "time"
         factor = 1e9 * scale if scale is not None and is_time else 1.0
         # A measure's name has at most 64 letters.
         measure = "latency" if is_time else row.metric[:64]
+        written = f"{name_of(row)}: {measure}"
+        names.append((written, (row.workload, row.provider, row.metric)))
         found.setdefault(name_of(row), {})[measure] = {
             "value": row.value * factor,
             "lower_value": row.low * factor,
             "upper_value": row.high * factor,
         }
+    keep_apart("bmf", names)
     return {"": as_json(found)}
 
 
@@ -143,7 +152,7 @@ def otava_csv(runs: list[Run]) -> Documents:
     """Otava's CSV: a line for each run, a column for each series; runs of one class of machine.
 
     Raises:
-        BadInputError: the runs are of several.
+        BadInputError: the runs are of several, or two series have one column.
     """
     classes = sorted({run.machine_class for run in runs})
     if len(classes) > 1:
@@ -157,6 +166,15 @@ def otava_csv(runs: list[Run]) -> Documents:
     writer = csv.writer(text, lineterminator="\n")
     # Otava is told the columns by name, and which character quotes: so there is nothing to quote.
     names = [re.sub(r"[^\w/.-]+", "_", f"{name_of(s.latest)} {s.latest.metric}") for s in series]
+    ours = [
+        (s.latest.workload, s.latest.provider, s.latest.metric, f"from {s.runs[0].file} on")
+        for s in series
+    ]
+    keep_apart(
+        "otava-csv",
+        zip(names, ours, strict=True),
+        "Rename one, or convert the files before a change of unit or versions apart from the rest.",
+    )
     writer.writerow(["time", "commit", *names])
     columns = [dict(zip(one.runs, one.values, strict=True)) for one in series]
     for run in runs:

@@ -1,8 +1,9 @@
 """Result files of airspeed velocity: `asv publish` makes its site from them without `asv run`.
 
 Put the folder's files where `results_dir` of asv.conf.json points. asv knows a commit by its whole
-hash: one that git can tell here is written in full. Every series is a benchmark of its own, so that
-each gets its own chart and axis.
+hash: one that git can tell here is written in full. It keeps one file of a commit and machine, so
+runs of one commit are put together, with changes that were not committed or without. Every series
+is a benchmark of its own, so that each gets its own chart and axis.
 """
 
 import json
@@ -10,6 +11,8 @@ import re
 import subprocess
 from typing import Any
 
+from klppo_compile.exit_codes import BadInputError
+from klppo_compile.perf.formats_names import keep_apart
 from klppo_compile.perf.history import Run
 from klppo_compile.perf.rows import Row
 
@@ -18,12 +21,19 @@ COLUMNS = ("result", "params", "version", "stats_ci_99_a", "stats_ci_99_b", "sta
 
 
 def asv(runs: list[Run]) -> dict[str, str]:
-    """The list of benchmarks, a file for each class of machine and one for each run."""
+    """The list of benchmarks, a file for each class of machine and one for each commit.
+
+    Raises:
+        BadInputError: two runs of a commit contradict each other, or two names are one.
+    """
+    rows = [row for run in runs for row in run.rows]
+    keep_apart("asv", ((name_of(r), (r.workload, r.provider, r.metric, r.unit)) for r in rows))
     benchmarks: dict[str, Any] = {"version": 2}
+    benchmarks |= {name_of(row): described(row) for row in rows}
     files: dict[str, Any] = {}
+    of_commit: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         machine = run.machine_class
-        benchmarks |= {name_of(row): described(row) for row in run.rows}
         files[f"{machine}/machine.json"] = {
             "machine": machine,
             "cpu": str(run.header["machine"].get("cpu", "")),
@@ -33,14 +43,17 @@ def asv(runs: list[Run]) -> dict[str, str]:
             "ram": "",
             "version": 1,
         }
-        commit = whole_hash(run.commit)
-        files[f"{machine}/{commit[:8]}-{ENVIRONMENT}.json"] = results(run, commit)
+        of_commit.setdefault((machine, whole_hash(run.commit)), []).append(run)
+    places = {key: f"{key[0]}/{key[1][:8]}-{ENVIRONMENT}.json" for key in of_commit}
+    keep_apart("asv", ((place, key) for key, place in places.items()), "Convert them apart.")
+    files |= {places[key]: results(its, key[1]) for key, its in of_commit.items()}
     files["benchmarks.json"] = benchmarks
     return {name: json.dumps(value, indent=1) + "\n" for name, value in files.items()}
 
 
-def results(run: Run, commit: str) -> dict[str, Any]:
-    """One run."""
+def results(runs: list[Run], commit: str) -> dict[str, Any]:
+    """The runs of one commit on one class of machine, dated by the first."""
+    run = runs[0]
     milliseconds = int(run.date.timestamp() * 1000)
     machine = run.header["machine"]
     return {
@@ -53,12 +66,29 @@ def results(run: Run, commit: str) -> dict[str, Any]:
         "python": "",
         "requirements": {},
         "result_columns": list(COLUMNS),
-        "results": {
-            name_of(row): [[row.value], [], "1", [row.low], [row.high], [row.samples]]
-            for row in run.rows
-        },
+        "results": numbers(runs),
         "version": 2,
     }
+
+
+def numbers(runs: list[Run]) -> dict[str, Any]:
+    """What the runs of one commit measured.
+
+    Raises:
+        BadInputError: two of them measured the same, and not the same number.
+    """
+    found: dict[str, tuple[Run, list[Any]]] = {}
+    for run in runs:
+        for row in run.rows:
+            its = [[row.value], [], "1", [row.low], [row.high], [row.samples]]
+            first, known = found.setdefault(name_of(row), (run, its))
+            if known != its:
+                raise BadInputError(
+                    f"asv keeps one number of a commit and machine; {first.file} and {run.file} are"
+                    f" both of {run.commit.removesuffix('-dirty')} and differ in"
+                    f" {row.workload} · {row.provider} · {row.metric}. Convert one of them."
+                )
+    return {name: its for name, (_, its) in found.items()}
 
 
 def described(row: Row) -> dict[str, Any]:

@@ -6,21 +6,33 @@ the ends of its 99 % interval are told apart by the label `estimate`.
 
 import re
 
+from klppo_compile.perf.formats_names import keep_apart
 from klppo_compile.perf.formats_pytest import seconds
 from klppo_compile.perf.history import Run
 from klppo_compile.perf.rows import Row
 
+# Names that the run itself has.
+RUN = ("klppo_run", "klppo_run_info")
+FACTS = ("commit", "date", "machine_class")
 UNITS = {"x": "ratio", "GB/s": "gigabytes_per_second", "B": "bytes", "bytes": "bytes"}
 
 
 def openmetrics(runs: list[Run]) -> dict[str, str]:
-    """One run as gauges, and `klppo_run` with its commit, date and machine."""
+    """One run as gauges, and `klppo_run` with its commit, date and machine.
+
+    Raises:
+        BadInputError: two metrics have one name, or two facts about the machine.
+    """
     run = runs[0]
+    machine = {str(name): str(value) for name, value in run.header["machine"].items()}
+    own = [(name, ("the run itself",)) for name in (*RUN, *FACTS)]
+    keep_apart("openmetrics", [*own, *((family(row), (row.metric,)) for row in run.rows)])
+    keep_apart("openmetrics", [*own, *((label(name), (name,)) for name in machine)])
     families: dict[str, list[Row]] = {}
     for row in run.rows:
         families.setdefault(family(row), []).append(row)
     facts = {"commit": run.commit, "date": run.date.isoformat()}
-    facts |= {slug(str(name)): str(value) for name, value in run.header["machine"].items()}
+    facts |= {label(name): value for name, value in machine.items()}
     facts["machine_class"] = run.machine_class
     lines = [
         "# TYPE klppo_run info",
@@ -65,6 +77,12 @@ def unit_of(row: Row) -> str | None:
 def slug(text: str) -> str:
     """A text as a part of a name."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+
+
+def label(name: str) -> str:
+    """A label's name, which begins with no digit."""
+    text = slug(name)
+    return text if text[:1].isalpha() else f"_{text}"
 
 
 def labels(values: dict[str, str]) -> str:

@@ -219,6 +219,89 @@ def test_otava_gets_a_line_for_each_run_and_one_class_of_machine(runs, tmp_path)
         converted([*runs, *read_history(tmp_path)], "otava-csv")
 
 
+def written(tmp_path, *documents):
+    """Files of exact rows: a head, and each row's metric and value or a row."""
+    for number, (head, rows) in enumerate(documents):
+        its = [
+            row
+            if isinstance(row, Row)
+            else Row("w", "p", row[0], "", row[1], row[1], row[1], 1, "lower", "exact")
+            for row in rows
+        ]
+        write_document(tmp_path / f"{number}.json", header(number) | head, its)
+    return read_history(tmp_path)
+
+
+LONG = "bytes of the forward pass over all of the kernels that were made, "
+
+
+@pytest.mark.parametrize(
+    ("form", "metrics", "both"),
+    [
+        ("openmetrics", ("time, again", "time again"), "'klppo_time_again'"),
+        ("openmetrics", ("β", "γ"), "'klppo_'"),
+        ("openmetrics", ("run", "kernels"), "'the run itself' and 'run' both become 'klppo_run'"),
+        ("bmf", (f"{LONG}one", f"{LONG}two"), LONG[:60]),
+        ("otava-csv", ("time, again", "time again"), "'w_p_time_again'"),
+        ("asv", ("time, again", "time again"), "'w.p.time_again'"),
+    ],
+)
+def test_names_that_become_one_are_refused(tmp_path, form, metrics, both):
+    runs = written(tmp_path, ({}, [(metric, 1.0) for metric in metrics]))
+    with pytest.raises(BadInputError, match="must be able to tell names apart") as error:
+        converted(runs, form)
+    assert both in str(error.value)
+    assert metrics[0] in str(error.value)
+
+
+def test_the_same_words_of_workload_and_provider_are_refused_where_they_are_joined(tmp_path):
+    rows = [
+        Row(w, p, "m", "", 1.0, 1.0, 1.0, 1, "lower", "exact")
+        for w, p in (("a b", "c"), ("a", "b c"))
+    ]
+    with pytest.raises(BadInputError, match="'a b · c · m' and 'a · b c · m' both become"):
+        converted(written(tmp_path, ({}, rows)), "bmf")
+
+
+def test_otava_gets_no_column_of_two_versions(tmp_path):
+    heads = [{"machine": MACHINE | {"torch": f"2.13.0+{build}"}} for build in ("cpu", "cu130")]
+    with pytest.raises(BadInputError, match=r"from 0\.json on' and .* from 1\.json on' both"):
+        converted(written(tmp_path, *((head, [("m", 1.0)]) for head in heads)), "otava-csv")
+
+
+def test_what_the_machine_says_becomes_labels(tmp_path):
+    odd = {"1key": "a", "a-b": "b", "": "c"}
+    runs = written(tmp_path, ({"machine": MACHINE | odd}, [("m", 1.0)]))
+    info, _ = text_string_to_metric_families(converted(runs, "openmetrics")[0][""])
+    assert {"_1key": "a", "a_b": "b", "_": "c"}.items() <= info.samples[0].labels.items()
+
+
+@pytest.mark.parametrize("names", [("a-b", "a b"), ("commit", "cores")])
+def test_two_facts_of_one_label_are_refused(tmp_path, names):
+    runs = written(tmp_path, ({"machine": MACHINE | dict.fromkeys(names, 1)}, [("m", 1.0)]))
+    with pytest.raises(BadInputError, match=f"'{names[0]}' .*both become"):
+        converted(runs, "openmetrics")
+
+
+def test_asv_gets_runs_of_one_commit_together(tmp_path):
+    clean, dirty = {"commit": "abcdef1234"}, {"commit": "abcdef1234-dirty"}
+    runs = written(tmp_path, (clean, [("a", 1.0), ("b", 2.0)]), (dirty, [("b", 2.0), ("c", 3.0)]))
+    files = converted(runs, "asv")[0]
+    name = "amd-epyc-2c-avx2-torch2.13.0/abcdef12-klppo.json"
+    assert len(files) == 3
+    found = json.loads(files[name])["results"]
+    assert {key: its[0] for key, its in found.items()} == {"w.p.a": [1], "w.p.b": [2], "w.p.c": [3]}
+    runs = written(tmp_path, (clean, [("a", 1.0)]), (dirty, [("a", 2.0)]))
+    with pytest.raises(BadInputError, match=r"0\.json and 1\.json are both of abcdef1234 and diff"):
+        converted(runs, "asv")
+
+
+def test_asv_does_not_mix_commits_whose_files_have_one_name(tmp_path):
+    heads = [{"commit": f"release-{number}"} for number in range(2)]
+    with pytest.raises(BadInputError, match=r"release-0' and .*release-1' both become"):
+        converted(written(tmp_path, *((head, [("a", 1.0)]) for head in heads)), "asv")
+
+
 def test_a_format_of_one_run_refuses_two(runs):
     with pytest.raises(BadInputError, match="holds one run in a file; got 2"):
         converted(runs, "bmf")
