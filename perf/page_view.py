@@ -4,13 +4,12 @@ Nothing here knows HTML; `page_file.py` writes it. Every list puts what is worst
 """
 
 from collections.abc import Iterable
-from statistics import median
-from typing import Any
 
 from klppo_compile.perf.accepting import Accepted
-from klppo_compile.perf.change_points import ChangePoint, relative_noise
+from klppo_compile.perf.change_points import ChangePoint
 from klppo_compile.perf.history import Run, Series, series_of
 from klppo_compile.perf.measure import AGAIN
+from klppo_compile.perf.page_chart import chart
 from klppo_compile.perf.page_records import Card, Event, ExactRow, Move, Section
 from klppo_compile.perf.page_words import (
     Commit,
@@ -18,13 +17,10 @@ from klppo_compile.perf.page_words import (
     describe,
     move_text,
     number,
-    percent,
     title_of,
 )
 from klppo_compile.perf.rows import Row
 
-# Half of the band in which 99 % of the runs at one level lie, in standard deviations.
-BAND = 2.576
 STATES = ("worse", "better", "same")
 
 
@@ -143,56 +139,10 @@ def names_of(series: Iterable[Series]) -> str:
     return " ".join(dict.fromkeys(names))
 
 
-def chart(series: Series, index: dict[Run, int]) -> dict[str, Any]:
-    """What the script draws of a series; its keys are short because there are many.
-
-    `r` are the indices of its runs among the section's, `v`, `l` and `h` its values and their
-    intervals, `c` the change points as first run, level before and after, text and whether worse,
-    `y` the level where there is no change point, `n` half of the noise band as a fraction.
-    """
-    values = series.values
-    residuals = values if not series.changes else detrended(series)
-    return {
-        "m": series.latest.metric,
-        "u": series.latest.unit,
-        "r": [index[run] for run in series.runs],
-        "v": [short(x, 5) for x in values],
-        "l": [short(row.low, 5) for row in series.rows],
-        "h": [short(row.high, 5) for row in series.rows],
-        "c": [
-            [
-                point.index,
-                short(point.before, 5),
-                short(point.after, 5),
-                percent(point.change),
-                int(series.is_worse(point.before, point.after)),
-            ]
-            for point in series.changes
-        ],
-        "y": short(median(values), 5),
-        "n": short(BAND * relative_noise(residuals), 2),
-    }
-
-
 def reason_of(series: Series, point: ChangePoint) -> str:
     """Why a step back was accepted; nothing where it was not."""
     decision = series.decision(point)
     return decision.reason if decision else ""
-
-
-def detrended(series: Series) -> list[float]:
-    """Its values over the level that each is at, so that steps don't count as noise."""
-    found, level = [], series.changes[0].before
-    at = {point.index: point.after for point in series.changes}
-    for i, x in enumerate(series.values):
-        level = at.get(i, level)
-        found.append(x / level if level else x)
-    return found
-
-
-def short(x: float, digits: int) -> float:
-    """A number cut to so many digits: a page has tens of thousands of them."""
-    return float(f"{x:.{digits}g}")
 
 
 def exact_row(series: Series, commits: dict[Run, Commit]) -> ExactRow:
