@@ -57,12 +57,14 @@ class Series:
         machine_class: of all its runs.
         runs, rows: the runs that have the metric, and what each measured.
         decisions: the exact changes for the worse that were accepted, of any series.
+        ended: whether a later run of the same command no longer measures it.
     """
 
     machine_class: str
     runs: tuple[Run, ...]
     rows: tuple[Row, ...]
     decisions: tuple[Accepted, ...] = ()
+    ended: bool = False
 
     @property
     def latest(self) -> Row:
@@ -117,8 +119,10 @@ class Series:
 
         0 where it is at its best, so a step back that was made good again has none; 0 too where
         what is left of one is below the least step that counts as a change. An accepted step back
-        begins anew: what was better before it counts no more.
+        begins anew: what was better before it counts no more. What has ended is nowhere now.
         """
+        if self.ended:
+            return 0.0
         levels = [self.first_level]
         for point in self.changes:
             levels = [point.after] if self.decision(point) else [*levels, point.after]
@@ -127,7 +131,9 @@ class Series:
 
     @property
     def state(self) -> str:
-        """`worse` than it has been, `better` than at first, or the `same`."""
+        """`worse` than it has been, `better` than at first, the `same`, or `ended`."""
+        if self.ended:
+            return "ended"
         if self.setback > 0:
             return "worse"
         gain = self.lead(self.level, self.first_level)
@@ -221,20 +227,37 @@ def check_rows(rows: Iterable[Row]) -> None:
 def series_of(runs: Iterable[Run], decisions: Iterable[Accepted] = ()) -> list[Series]:
     """The series of a history, in the order in which their names come up.
 
+    Args:
+        runs: oldest first.
+        decisions: the exact changes for the worse that were accepted.
+
     A metric begins anew where its unit changed, or a version that its numbers depend on: what a new
     compiler did is no commit's doing.
     """
     decided = tuple(decisions)
     found: dict[tuple[str, ...], list[tuple[Run, Row]]] = {}
+    newest: dict[tuple[str, str], Run] = {}
     for run in runs:
+        newest[errand(run)] = run
         for row in run.rows:
             names = (run.machine_class, row.workload, row.provider, row.metric, row.unit)
             key = (*names, *versions(run, row))
             found.setdefault(key, []).append((run, row))
     return [
-        Series(key[0], tuple(run for run, _ in points), tuple(row for _, row in points), decided)
+        Series(
+            key[0],
+            tuple(run for run, _ in points),
+            tuple(row for _, row in points),
+            decided,
+            ended=newest[errand(points[-1][0])] is not points[-1][0],
+        )
         for key, points in found.items()
     ]
+
+
+def errand(run: Run) -> tuple[str, str]:
+    """Where a run was made and by which command: one of another command lacks what it never had."""
+    return run.machine_class, str(run.header.get("command"))
 
 
 def versions(run: Run, row: Row) -> list[str]:

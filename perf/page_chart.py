@@ -16,7 +16,8 @@ def chart(series: Series, index: dict[Run, int]) -> dict[str, Any]:
 
     `r` are the indices of its runs among the section's, `v`, `l` and `h` its values and their
     intervals, `c` the change points as first run, level before and after, text and whether worse,
-    `y` the level where there is no change point, `n` half of the noise band as a fraction.
+    `y` the level where there is no change point, `n` half of the noise band as a fraction, `e`
+    whether it has ended.
     """
     values = series.values
     residuals = values if not series.changes else detrended(series)
@@ -39,6 +40,7 @@ def chart(series: Series, index: dict[Run, int]) -> dict[str, Any]:
         ],
         "y": short(median(values), 5),
         "n": short(BAND * relative_noise(residuals), 2),
+        "e": int(series.ended),
     }
 
 

@@ -16,6 +16,7 @@ class Move:
         text: from which level to which, and by how much.
         worse: whether that is the bad direction.
         accepted: why it may be, where that was decided on.
+        ended: whether the metric is no longer measured.
     """
 
     metric: str
@@ -23,6 +24,7 @@ class Move:
     text: str
     worse: bool
     accepted: str = ""
+    ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,25 +52,41 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """A contender's newest number of one metric; empty where it has none.
+
+    Attributes:
+        about: how far to trust it.
+        ended_at: where it was last measured, if it is no longer.
+    """
+
+    text: str = ""
+    about: str = ""
+    ended_at: Commit | None = None
+
+
+@dataclass(frozen=True)
 class Card:
     """All of one workload and provider that has noise.
 
     Attributes:
         facts: its ratios and its distance to the floor, the newest: metric and text.
         charts: what the script draws, one for each metric.
-        cells: its newest numbers, one for each metric of the section: text and hover.
+        cells: its newest numbers, one for each metric of the section.
         names: the commits of its change points.
         state, setback: of its worst series.
+        ended_at: where it was last measured, if nothing of it is any longer.
     """
 
     workload: str
     provider: str
     facts: tuple[tuple[str, str], ...]
     charts: tuple[dict[str, Any], ...]
-    cells: tuple[tuple[str, str], ...]
+    cells: tuple[Cell, ...]
     names: str
     state: str
     setback: float
+    ended_at: Commit | None
 
 
 @dataclass(frozen=True)
@@ -77,6 +95,7 @@ class ExactRow:
 
     Attributes:
         changes: each as text, its commit, and why it was accepted, if it was.
+        ended_at: where it was last measured, if it is no longer.
     """
 
     series: Series
@@ -85,6 +104,7 @@ class ExactRow:
     changes: tuple[tuple[str, Commit, str], ...]
     names: str
     state: str
+    ended_at: Commit | None
 
 
 @dataclass(frozen=True)

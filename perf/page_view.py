@@ -10,7 +10,7 @@ from klppo_compile.perf.change_points import ChangePoint
 from klppo_compile.perf.history import Run, Series, series_of
 from klppo_compile.perf.measure import AGAIN
 from klppo_compile.perf.page_chart import chart
-from klppo_compile.perf.page_records import Card, Event, ExactRow, Move, Section
+from klppo_compile.perf.page_records import Card, Cell, Event, ExactRow, Move, Section
 from klppo_compile.perf.page_words import (
     Commit,
     commit_of,
@@ -21,7 +21,7 @@ from klppo_compile.perf.page_words import (
 )
 from klppo_compile.perf.rows import Row
 
-STATES = ("worse", "better", "same")
+STATES = ("worse", "better", "same", "ended")
 
 
 def sections(
@@ -43,7 +43,8 @@ def section(runs: list[Run], base: str | None, decisions: tuple[Accepted, ...]) 
     moving = [one for one in every if one.latest.kind != "exact"]
     exact = [one for one in every if one.latest.kind == "exact"]
     commits = {run: commit_of(run, base) for run in runs}
-    metrics = tuple(dict.fromkeys(title_of(one.latest) for one in moving))
+    measured_first = sorted(moving, key=lambda one: one.ended)
+    metrics = tuple(dict.fromkeys(title_of(one.latest) for one in measured_first))
     return Section(
         runs[-1].machine_class,
         describe(runs[-1]),
@@ -62,8 +63,8 @@ def is_trivial(series: Series) -> bool:
 
 
 def worst_first(series: Iterable[Series]) -> list[Series]:
-    """By setback, then what changed, then as they came."""
-    return sorted(series, key=lambda one: (-one.setback, -bool(one.changes)))
+    """By setback, then what changed, then as they came; what has ended last."""
+    return sorted(series, key=lambda one: (one.ended, -one.setback, -bool(one.changes)))
 
 
 def events(series: list[Series], commits: dict[Run, Commit]) -> list[Event]:
@@ -83,6 +84,7 @@ def events(series: list[Series], commits: dict[Run, Commit]) -> list[Event]:
                 move_text(s, p),
                 s.is_worse(p.before, p.after),
                 reason_of(s, p),
+                s.ended,
             )
             for s, p in parts
         )
@@ -92,7 +94,7 @@ def events(series: list[Series], commits: dict[Run, Commit]) -> list[Event]:
         setback = max(s.setback for s, _ in parts)
         event = Event(workload, provider, commits[run], before, seen, moves, state, setback)
         found.append((run.date.timestamp(), event))
-    order = sorted(found, key=lambda pair: (-pair[1].setback, -pair[0]))
+    order = sorted(found, key=lambda pair: (pair[1].state == "ended", -pair[1].setback, -pair[0]))
     return [event for _, event in order]
 
 
@@ -105,17 +107,20 @@ def cards(series: list[Series], metrics: tuple[str, ...], runs: dict[Run, Commit
     found = []
     for (workload, provider), its in groups.items():
         telling = worst_first(one for one in its if not is_trivial(one))
-        ratios = [one for one in telling if is_headline(one.latest)]
-        cells = {title_of(one.latest): cell(one) for one in its}
+        ratios = [one for one in telling if is_headline(one.latest) and not one.ended]
+        # What is measured stands before what was, and that before what was earlier.
+        newest = sorted(its, key=lambda one: (not one.ended, index[one.runs[-1]]))
+        cells = {title_of(one.latest): cell(one, runs) for one in newest}
         card = Card(
             workload,
             provider,
-            tuple((one.latest.metric, f"{cell(one)[0]}×") for one in ratios),
+            tuple((one.latest.metric, f"{number(one.latest.value)}×") for one in ratios),
             tuple(chart(one, index) for one in telling),
-            tuple(cells.get(metric, ("", "")) for metric in metrics),
+            tuple(cells.get(metric, Cell()) for metric in metrics),
             names_of(its),
             min((one.state for one in its), key=STATES.index),
             max(one.setback for one in its),
+            end_of(newest[-1], runs),
         )
         found.append(card)
     return sorted(found, key=lambda card: (-card.setback, STATES.index(card.state)))
@@ -126,11 +131,17 @@ def is_headline(row: Row) -> bool:
     return row.unit == "x" and not row.metric.endswith(AGAIN)
 
 
-def cell(series: Series) -> tuple[str, str]:
+def cell(series: Series, commits: dict[Run, Commit]) -> Cell:
     """Its newest number, and how far to trust it."""
     row = series.latest
     interval = f"99 % interval {number(row.low)} to {number(row.high)}, {row.samples} samples"
-    return number(row.value), f"{interval}, at {series.runs[-1].commit}"
+    about = f"{interval}, at {series.runs[-1].commit}"
+    return Cell(number(row.value), about, end_of(series, commits))
+
+
+def end_of(series: Series, commits: dict[Run, Commit]) -> Commit | None:
+    """Where a series was last measured, if it has ended."""
+    return commits[series.runs[-1]] if series.ended else None
 
 
 def names_of(series: Iterable[Series]) -> str:
@@ -152,4 +163,5 @@ def exact_row(series: Series, commits: dict[Run, Commit]) -> ExactRow:
         for point in series.changes
     )
     first, last = number(series.values[0]), number(series.values[-1])
-    return ExactRow(series, first, last, changes, names_of([series]), series.state)
+    end = end_of(series, commits)
+    return ExactRow(series, first, last, changes, names_of([series]), series.state, end)

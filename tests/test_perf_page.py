@@ -53,7 +53,7 @@ def test_the_sown_steps_are_flagged_at_their_commit_and_nothing_else(history):
     assert (event.commit.name, event.before.name, event.runs) == ("13c0ffee01", "12c0ffee01", 11)
     assert {move.metric for move in event.moves} == {row.metric for row in history[0].rows}
     assert all(move.worse for move in event.moves)
-    assert section.counts == {"worse": 5, "better": 0, "same": 35}
+    assert section.counts == {"worse": 5, "better": 0, "same": 35, "ended": 0}
 
 
 def test_what_is_worst_stands_first(history):
@@ -114,6 +114,80 @@ def test_classes_of_machine_stand_apart(tmp_path):
     # the one measured last first
     assert first.machine_class.startswith("xeon")
     assert (len(first.events), len(second.events)) == (0, 1)
+
+
+def row(metric, value, kind="exact", provider="ours", unit=""):
+    return Row("w", provider, metric, unit, value, value, value, 1, "lower", kind)
+
+
+def history_of(folder, *documents):
+    """A run a day: what its head has of its own, and its rows."""
+    for number, (head, rows) in enumerate(documents):
+        write_document(folder / f"{number:03}.json", header(number) | head, rows)
+    return read_history(folder)
+
+
+@pytest.fixture
+def ended(tmp_path):
+    """One contender is gone after its exact metric got worse, one lost a metric, one goes on."""
+    whole = [row("time", 5.0, "timed", p) for p in ("gone", "ours")] + [row("kernels", 1.0)]
+    whole.append(row("memory rate", 7.0, "timed"))
+    worse = [*whole[:3], whole[3], row("graph breaks", 1.0, provider="gone")]
+    first = [*whole, row("graph breaks", 0.0, provider="gone")]
+    other = ({"command": "klppo bench run --part exact"}, [row("kernels", 1.0)])
+    rest = ({}, [whole[1], whole[2]])
+    return history_of(tmp_path, ({}, first), ({}, worse), other, rest, other)
+
+
+def test_what_is_no_longer_measured_has_ended_and_stands_last(ended):
+    (section,) = sections(ended)
+    assert section.counts == {"worse": 0, "better": 0, "same": 2, "ended": 3}
+    ours, gone = section.cards
+    assert (ours.state, ours.ended_at, gone.state) == ("same", None, "ended")
+    assert gone.ended_at.name == "01c0ffee01"
+    assert section.metrics == ("time", "memory rate")
+    assert [cell.text for cell in ours.cells] == ["5", "7"]
+    assert [cell.ended_at and cell.ended_at.name for cell in ours.cells] == [None, "01c0ffee01"]
+    kernels, breaks = section.exact
+    assert (kernels.state, breaks.state, breaks.ended_at.name) == ("same", "ended", "01c0ffee01")
+    (event,) = section.events
+    assert (event.state, event.setback, event.moves[0].ended) == ("ended", 0, True)
+
+
+def test_the_page_says_where_it_ended_and_calls_it_nothing_else(ended):
+    text = page(ended)
+    assert "<title>klppo bench: 0 worse, 0 better</title>" in text
+    # the contender's card and line, its exact metric, the metric that the other lost
+    assert text.count("last measured at") == 4
+    elements = Elements(text)
+    assert not [
+        a for tag, a in elements.found if tag in {"b", "span"} and a.get("class") == "worse"
+    ]
+    assert not [a for a in elements.of_class("n") if "worse" in a["class"]]
+    assert "<option>ended</option>" in text
+
+
+def test_a_run_of_another_command_ends_nothing(tmp_path):
+    runs = history_of(
+        tmp_path, ({}, [row("kernels", 1.0)]), ({"command": "other"}, [row("graph breaks", 0.0)])
+    )
+    assert sections(runs)[0].counts["ended"] == 0
+
+
+def test_a_new_version_is_no_commits_doing(tmp_path):
+    """The old version's series ends; the new one's numbers stand, and nothing is worse."""
+    runs = history_of(
+        tmp_path,
+        *(
+            ({"machine": MACHINE | {"torchrl": version}}, [row("time", value, "timed")])
+            for version, value in (("0.14", 5.0), ("0.15", 8.0))
+        ),
+    )
+    (section,) = sections(runs)
+    assert section.counts == {"worse": 0, "better": 0, "same": 1, "ended": 1}
+    (card,) = section.cards
+    assert (card.state, card.cells[0].text, card.cells[0].ended_at) == ("same", "8", None)
+    assert [chart["e"] for chart in card.charts] == [0, 1]
 
 
 def test_it_is_one_file_below_1_mb_that_asks_for_nothing(tmp_path):
