@@ -91,10 +91,11 @@ class Card:
 
 @dataclass(frozen=True)
 class ExactRow:
-    """One exact metric: its first and last value, and each change with the commit that made it.
+    """One exact metric: its first and last value, and its changes with the commits that made them.
 
     Attributes:
-        changes: each as text, its commit, and why it was accepted, if it was.
+        changes: the newest first, each as text, its commit, and why it was accepted, if it was.
+        earlier: how many more there are.
         ended_at: where it was last measured, if it is no longer.
     """
 
@@ -102,6 +103,7 @@ class ExactRow:
     first: str
     last: str
     changes: tuple[tuple[str, Commit, str], ...]
+    earlier: int
     names: str
     state: str
     ended_at: Commit | None
@@ -115,6 +117,8 @@ class Section:
         machine_class: its name.
         about: the newest run's machine and versions, in words.
         runs: oldest first, each with its commit.
+        events: the worst.
+        more_events: how many more there are.
         metrics: the columns of the cards' cells.
     """
 
@@ -123,6 +127,7 @@ class Section:
     runs: tuple[tuple[Run, Commit], ...]
     counts: dict[str, int]
     events: tuple[Event, ...]
+    more_events: int
     cards: tuple[Card, ...]
     exact: tuple[ExactRow, ...]
     metrics: tuple[str, ...]

@@ -21,6 +21,8 @@ from klppo_compile.perf.page_words import (
 )
 from klppo_compile.perf.rows import Row
 
+# A page must stay small where everything changes all the time.
+MOST_EVENTS, MOST_CHANGES = 50, 3
 STATES = ("worse", "better", "same", "ended")
 
 
@@ -42,7 +44,8 @@ def section(runs: list[Run], base: str | None, decisions: tuple[Accepted, ...]) 
     telling = [one for one in every if not is_trivial(one)]
     moving = [one for one in every if one.latest.kind != "exact"]
     exact = [one for one in every if one.latest.kind == "exact"]
-    commits = {run: commit_of(run, base) for run in runs}
+    commits = {run: commit_of(run, base, i) for i, run in enumerate(runs)}
+    changed = events(telling, commits)
     measured_first = sorted(moving, key=lambda one: one.ended)
     metrics = tuple(dict.fromkeys(title_of(one.latest) for one in measured_first))
     return Section(
@@ -50,7 +53,8 @@ def section(runs: list[Run], base: str | None, decisions: tuple[Accepted, ...]) 
         describe(runs[-1]),
         tuple(commits.items()),
         {state: sum(one.state == state for one in telling) for state in STATES},
-        tuple(events(telling, commits)),
+        tuple(changed[:MOST_EVENTS]),
+        max(len(changed) - MOST_EVENTS, 0),
         tuple(cards(moving, metrics, commits)),
         tuple(exact_row(one, commits) for one in worst_first(exact)),
         metrics,
@@ -160,8 +164,9 @@ def exact_row(series: Series, commits: dict[Run, Commit]) -> ExactRow:
     """A line of the diff table."""
     changes = tuple(
         (move_text(series, point), commits[series.runs[point.index]], reason_of(series, point))
-        for point in series.changes
+        for point in reversed(series.changes[-MOST_CHANGES:])
     )
+    earlier = len(series.changes) - len(changes)
     first, last = number(series.values[0]), number(series.values[-1])
     end = end_of(series, commits)
-    return ExactRow(series, first, last, changes, names_of([series]), series.state, end)
+    return ExactRow(series, first, last, changes, earlier, names_of([series]), series.state, end)

@@ -12,11 +12,19 @@ from klppo_compile.perf.rows import Row
 
 @dataclass(frozen=True)
 class Commit:
-    """A run's commit: its name, a link to it where one can be made, and what to say on hover."""
+    """A run's commit.
+
+    Attributes:
+        name: as the run has it.
+        url: a link to it, where one can be made.
+        about: date, machine and versions in words.
+        index: of the run among its section's.
+    """
 
     name: str
     url: str | None
     about: str
+    index: int
 
 
 def number(x: float) -> str:
@@ -35,12 +43,12 @@ def describe(run: Run) -> str:
     return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
-def commit_of(run: Run, base: str | None) -> Commit:
-    """A run's commit; `base` and its hash make the link."""
+def commit_of(run: Run, base: str | None, index: int) -> Commit:
+    """The commit of a section's run; `base` and its hash make the link."""
     found = re.fullmatch(r"([0-9a-fA-F]{7,40})(-dirty)?", run.commit)
     url = base + quote(found[1]) if base and found else None
     about = f"{run.date:%Y-%m-%d %H:%M}, {describe(run)}"
-    return Commit(run.commit, url, about)
+    return Commit(run.commit, url, about, index)
 
 
 def move_text(series: Series, point: ChangePoint) -> str:

@@ -202,6 +202,51 @@ def test_it_is_one_file_below_1_mb_that_asks_for_nothing(tmp_path):
     assert "unsafe" not in policy
 
 
+# As klppo bench run writes it: perf/results/2026-11-30-*.json with the tools' versions.
+FULL = {"cpu": "AMD EPYC", "cores": 2, "isa": "AVX512", "torch": "2.13.0+cpu"}
+FULL |= {"tensordict": "0.14.3", "torchrl": "0.14.1", "valgrind": "3.19.0", "triton": "3.9.0"}
+FULL |= {"compiler": "g++ (Debian 12.2.0-14+deb12u1) 12.2.0", "onnx": "1.23.2"}
+FULL |= {"onnxscript": "0.7.2"}
+
+
+def changing(folder, every, contenders=40, runs=200):
+    """40 exact series that get worse again and again."""
+    numbers = [(c, m) for c in range(contenders) for m in range(40 // contenders)]
+    return history_of(
+        folder,
+        *(
+            (
+                {"machine": FULL},
+                [
+                    row(f"metric {m}", 1e5 + i // every, "exact", f"ours {c}", "B")
+                    for c, m in numbers
+                ],
+            )
+            for i in range(runs)
+        ),
+    )
+
+
+@pytest.mark.parametrize(("every", "contenders"), [(10, 40), (5, 40), (1, 40), (1, 1)], ids=str)
+def test_it_stays_below_1_mb_where_everything_changes(tmp_path, every, contenders):
+    text = page(changing(tmp_path, every, contenders), URL)
+    assert len(text.encode()) < 1_000_000
+    # the newest run, the Runs table and the hover text: not each mention of a commit
+    assert text.count("Debian") == 1 + 2 * 200
+
+
+def test_what_is_not_listed_is_counted_and_found_by_the_filter(tmp_path):
+    (section,) = sections(changing(tmp_path, 1, runs=6))
+    assert (len(section.events), section.more_events) == (50, 150)
+    exact = section.exact[0]
+    assert [at.name for _, at, _ in exact.changes] == ["05c0ffee01", "04c0ffee01", "03c0ffee01"]
+    assert exact.earlier == 2
+    assert exact.names.split() == [f"0{i}c0ffee01" for i in range(1, 6)]
+    text = page(read_history(tmp_path))
+    assert "and 150 more" in text
+    assert text.count("and 2 earlier") == 40
+
+
 def test_our_own_script_stays_small():
     assert len(asset(SCRIPT).encode()) <= 5120
 
@@ -331,6 +376,15 @@ def test_the_address_filters_and_sets_the_theme(file, tmp_path):
     assert dict(elements.found)["html"]["data-theme"] == "dark"
     rows = [a for tag, a in elements.found if tag == "tr" and a.get("data-state")]
     assert {row["data-state"] for row in rows if "hidden" not in row} == {"worse"}
+
+
+@needs_browser
+def test_a_commit_tells_its_machine_on_hover(file, tmp_path):
+    elements, _ = in_browser(file, "", tmp_path)
+    commits = [attrs for _, attrs in elements.found if "data-run" in attrs]
+    assert len(commits) > 30
+    assert all("cpu AMD EPYC, cores 2" in attrs["title"] for attrs in commits)
+    assert [a["title"][:10] for a in commits if a["data-run"] == "19"] == ["2026-01-20"] * 4
 
 
 @needs_browser

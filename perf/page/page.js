@@ -33,14 +33,15 @@ function tell(tip, { r, u, v, l, h }, runs, i) {
   tip.replaceChildren(`${read(v[i])}${u && " " + u} [${read(l[i])}, ${read(h[i])}] at `, name, `, ${run.a}`);
 }
 
+const dataOf = (it) => sections[it.closest("section").dataset.section];
+
 function draw(card, which) {
-  const { runs, cards } = sections[card.closest("section").dataset.section];
+  const { runs, cards } = dataOf(card);
   const chart = cards[card.dataset.card][which];
-  const { r, v, c, n } = chart;
+  const { r, v, c, n, y } = chart;
   const [place, tip] = find(".chart, .tip", card);
-  const jumps = new Map(c.map(([i, , after]) => [i, after]));
-  let now = c[0]?.[1] ?? chart.y;
-  const level = v.map((_, i) => (now = jumps.get(i) ?? now));
+  let now = c[0]?.[1] ?? y;
+  const level = v.map((_, i) => (now = c.find(([at]) => at === i)?.[2] ?? now));
   const axis = { stroke: colour("quiet"), grid: { stroke: colour("edge"), width: 1 } };
   const line = { points: { show: false }, paths: uPlot.paths.stepped({ align: 1 }) };
   const blue = colour("line");
@@ -67,7 +68,7 @@ function draw(card, which) {
       draw: [marks(chart, runs)],
       setCursor: [({ cursor: { idx } }) => idx != null && tell(tip, chart, runs, idx)],
     },
-  }, [[...v.keys()], level.map((x) => x + Math.abs(x) * n), level.map((x) => x - Math.abs(x) * n), level, v], place);
+  }, [[...v.keys()], ...[n, -n].map((k) => level.map((x) => x + Math.abs(x) * k)), level, v], place);
   drawn.set(card, { plot, which });
   tell(tip, chart, runs, v.length - 1);
   find("button", card).forEach((it, i) => it.ariaPressed = i === which);
@@ -80,7 +81,7 @@ function drawAll(again) {
   });
 }
 
-function filter() {
+function filter(again) {
   const words = form.q.value.toLowerCase().split(" ");
   const differs = (its, wanted) => wanted && its && its !== wanted;
   for (const it of find("section")) it.hidden = differs(it.dataset.machine, form.machine.value);
@@ -88,22 +89,21 @@ function filter() {
     it.hidden = differs(it.dataset.state, form.state.value) || !words.every((x) => it.dataset.find.includes(x));
   }
   shown.value = `${find("section:not([hidden]) [data-state]:not([hidden])").length} shown`;
-  drawAll();
+  drawAll(again);
 }
 
 // The address holds filter and theme.
 function toAddress() {
-  const parts = new URLSearchParams([...new FormData(form)].filter(([, value]) => value));
+  const parts = new URLSearchParams([...new FormData(form)].filter(([, x]) => x));
   if (page.theme) parts.set("theme", page.theme);
   history.replaceState(null, "", `#${parts}`);
 }
 
 onhashchange = () => {
   const parts = new URLSearchParams(location.hash.slice(1));
-  for (const name of ["q", "state", "machine"]) form[name].value = parts.get(name) ?? "";
+  for (const it of find("[name]", form)) it.value = parts.get(it.name) ?? "";
   if (parts.has("theme")) page.theme = parts.get("theme");
-  filter();
-  drawAll(true);
+  filter(true);
 };
 onresize = dark.onchange = () => drawAll(true);
 form.onsubmit = () => false;
@@ -113,7 +113,6 @@ theme.onclick = () => {
   toAddress();
   drawAll(true);
 };
-for (const card of find(".card")) {
-  find("button", card).forEach((it, i) => { it.onclick = () => draw(card, i); });
-}
+for (const card of find(".card")) find("button", card).forEach((it, i) => it.onclick = () => draw(card, i));
+for (const it of find("[data-run]")) it.title = dataOf(it).runs[it.dataset.run].a;
 onhashchange();
