@@ -1,12 +1,8 @@
-"""The page: what it says of a history with sown steps, and how it behaves in a real browser."""
+"""The page: what it says of a history with sown steps."""
 
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
@@ -17,8 +13,8 @@ from klppo_compile.perf.page_file import SCRIPT, asset, page
 from klppo_compile.perf.page_view import sections
 from klppo_compile.perf.rows import Row, write_document
 from tests.perf_history_cases import MACHINE, header, write_history
+from tests.perf_page_cases import URL, Elements
 
-URL = "https://example.org/loss/commit/"
 STEPPED = ("normal/heads/256", "ours compiled")
 
 
@@ -26,21 +22,6 @@ STEPPED = ("normal/heads/256", "ours compiled")
 def history(tmp_path_factory):
     """30 runs of 40 series; from run 19 (hexadecimal 13) on one contender is worse."""
     return read_history(write_history(tmp_path_factory.mktemp("history"), 30, step_at=19))
-
-
-class Elements(HTMLParser):
-    """Every element of a page: its tag and attributes."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.found = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-    def of_class(self, name):
-        return [attrs for _, attrs in self.found if name in (attrs.get("class") or "").split()]
 
 
 # What it says
@@ -317,80 +298,3 @@ def test_an_accepted_step_back_is_told_with_its_reason_and_not_as_worse(tmp_path
     assert counts[1] == counts[0] - 1
     decisions.write_text("[[accepted]]\nmetric = 1\n")
     assert run([*command, f"--accepted={decisions}"]) == 2
-
-
-# In a browser
-
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None, reason="left out: no Chromium is installed (apt-get install chromium)"
-)
-
-
-def in_browser(file: Path, fragment: str, profile: Path) -> tuple[Elements, list[str]]:
-    """The page after its script ran, and what its console said."""
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command += ["--enable-logging=stderr", "--v=0", "--virtual-time-budget=5000"]
-    command += ["--window-size=390,844", f"--user-data-dir={profile}", "--dump-dom"]
-    done = subprocess.run(
-        [*command, f"{file.as_uri()}#{fragment}"],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
-    return Elements(done.stdout), console
-
-
-@pytest.fixture(scope="module")
-def file(history, tmp_path_factory):
-    path = tmp_path_factory.mktemp("page") / "page.html"
-    path.write_text(page(history, URL), encoding="utf-8")
-    return path
-
-
-def shown(elements, name):
-    return [attrs for attrs in elements.of_class(name) if "hidden" not in attrs]
-
-
-@needs_browser
-def test_it_loads_from_disk_and_draws_every_trend(file, tmp_path):
-    elements, console = in_browser(file, "", tmp_path)
-    assert console == []
-    assert len(shown(elements, "card")) == 8
-    assert sum(tag == "canvas" for tag, _ in elements.found) == 8
-    pressed = [attrs.get("aria-pressed") for tag, attrs in elements.found if tag == "button"]
-    assert pressed.count("true") == 8
-
-
-@needs_browser
-def test_the_address_filters_and_sets_the_theme(file, tmp_path):
-    elements, console = in_browser(file, "q=heads/256+OURS&state=worse&theme=dark", tmp_path)
-    assert console == []
-    assert [card["data-state"] for card in shown(elements, "card")] == ["worse"]
-    assert sum(tag == "canvas" for tag, _ in elements.found) == 1
-    assert dict(elements.found)["html"]["data-theme"] == "dark"
-    rows = [a for tag, a in elements.found if tag == "tr" and a.get("data-state")]
-    assert {row["data-state"] for row in rows if "hidden" not in row} == {"worse"}
-
-
-@needs_browser
-def test_a_commit_tells_its_machine_on_hover(file, tmp_path):
-    elements, _ = in_browser(file, "", tmp_path)
-    commits = [attrs for _, attrs in elements.found if "data-run" in attrs]
-    assert len(commits) > 30
-    assert all("cpu AMD EPYC, cores 2" in attrs["title"] for attrs in commits)
-    assert [a["title"][:10] for a in commits if a["data-run"] == "19"] == ["2026-01-20"] * 4
-
-
-@needs_browser
-def test_a_request_would_be_refused_and_said(file, tmp_path):
-    asking = tmp_path / "asking.html"
-    picture = '<img src="https://example.org/x.png"></body>'
-    asking.write_text(file.read_text(encoding="utf-8").replace("</body>", picture))
-    _, console = in_browser(asking, "", tmp_path / "profile")
-    assert any("https://example.org/x.png" in line for line in console)

@@ -74,11 +74,13 @@ function draw(card, which) {
   find("button", card).forEach((it, i) => it.ariaPressed = i === which);
 }
 
-// Cards in sight, or those of them that have no chart yet.
+// Cards in sight that have no chart, or an outdated one.
 function drawAll(again) {
-  find(".card").forEach((card) => {
-    if (card.clientWidth && (again || !drawn.has(card))) draw(card, drawn.get(card)?.which ?? 0);
-  });
+  for (const card of find(".card")) {
+    const its = drawn.get(card);
+    if (its && again) its.old = true;
+    if (card.clientWidth && (!its || its.old)) draw(card, its?.which ?? 0);
+  }
 }
 
 function filter(again) {
