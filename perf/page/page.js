@@ -60,7 +60,7 @@ function draw(card, which) {
     },
     axes: [
       { ...axis, size: 26, space: 80, values: (_, xs) => xs.map((x) => runs[r[x]]?.d) },
-      { ...axis, size: 58, values: (_, ys) => ys.map((y) => read(+y.toPrecision(4))) },
+      { ...axis, size: 72, values: (_, ys) => ys.map((y) => read(+y.toPrecision(4))) },
     ],
     series: [{}, line, line, { ...line, stroke: colour("level") }, { stroke: blue, points: { show: true, size: 5, fill: blue } }],
     bands: [{ series: [1, 2], fill: colour("band") }],
