@@ -117,7 +117,7 @@ class Section:
         machine_class: its name.
         about: the newest run's machine and versions, in words.
         runs: oldest first, each with its commit.
-        events: the worst.
+        events: the worst of the last changes.
         more_events: how many more there are.
         metrics: the columns of the cards' cells.
     """

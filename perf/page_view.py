@@ -21,7 +21,8 @@ from klppo_compile.perf.page_words import (
 )
 from klppo_compile.perf.rows import Row
 
-# A page must stay small where everything changes all the time.
+# Events of a section, and changes of a series: a page must stay small where everything changes all
+# the time, and a series that does must not drive the others off the list.
 MOST_EVENTS, MOST_CHANGES = 50, 3
 STATES = ("worse", "better", "same", "ended")
 
@@ -45,7 +46,7 @@ def section(runs: list[Run], base: str | None, decisions: tuple[Accepted, ...]) 
     moving = [one for one in every if one.latest.kind != "exact"]
     exact = [one for one in every if one.latest.kind == "exact"]
     commits = {run: commit_of(run, base, i) for i, run in enumerate(runs)}
-    changed = events(telling, commits)
+    shown, more = events(telling, commits)
     measured_first = sorted(moving, key=lambda one: one.ended)
     metrics = tuple(dict.fromkeys(title_of(one.latest) for one in measured_first))
     return Section(
@@ -53,8 +54,8 @@ def section(runs: list[Run], base: str | None, decisions: tuple[Accepted, ...]) 
         describe(runs[-1]),
         tuple(commits.items()),
         {state: sum(one.state == state for one in telling) for state in STATES},
-        tuple(changed[:MOST_EVENTS]),
-        max(len(changed) - MOST_EVENTS, 0),
+        tuple(shown),
+        more,
         tuple(cards(moving, metrics, commits)),
         tuple(exact_row(one, commits) for one in worst_first(exact)),
         metrics,
@@ -71,12 +72,19 @@ def worst_first(series: Iterable[Series]) -> list[Series]:
     return sorted(series, key=lambda one: (one.ended, -one.setback, -bool(one.changes)))
 
 
-def events(series: list[Series], commits: dict[Run, Commit]) -> list[Event]:
-    """Every change of level, those of one workload, provider and run together."""
+def events(series: list[Series], commits: dict[Run, Commit]) -> tuple[list[Event], int]:
+    """The last changes of level, those of one workload, provider and run together.
+
+    Returns:
+        The worst, and how many more there are.
+    """
     together: dict[tuple[str, str, Run], list[tuple[Series, ChangePoint]]] = {}
+    every = set()
     for one in worst_first(series):
-        for point in one.changes:
-            key = (one.latest.workload, one.latest.provider, one.runs[point.index])
+        keys = [(one.latest.workload, one.latest.provider, one.runs[p.index]) for p in one.changes]
+        every.update(keys)
+        recent = list(zip(keys, one.changes, strict=True))[-MOST_CHANGES:]
+        for key, point in recent:
             together.setdefault(key, []).append((one, point))
     found = []
     for (workload, provider, run), parts in together.items():
@@ -99,7 +107,8 @@ def events(series: list[Series], commits: dict[Run, Commit]) -> list[Event]:
         event = Event(workload, provider, commits[run], before, seen, moves, state, setback)
         found.append((run.date.timestamp(), event))
     order = sorted(found, key=lambda pair: (pair[1].state == "ended", -pair[1].setback, -pair[0]))
-    return [event for _, event in order]
+    shown = [event for _, event in order[:MOST_EVENTS]]
+    return shown, len(every) - len(shown)
 
 
 def cards(series: list[Series], metrics: tuple[str, ...], runs: dict[Run, Commit]) -> list[Card]:

@@ -228,6 +228,14 @@ def test_what_is_not_listed_is_counted_and_found_by_the_filter(tmp_path):
     assert text.count("and 2 earlier") == 40
 
 
+def test_a_series_that_always_changes_drives_no_other_off_the_list(tmp_path):
+    steady = [row("kernels", 17.0 + (i > 20), provider="theirs") for i in range(80)]
+    documents = [({}, [row("bytes", 2.0**i), one]) for i, one in enumerate(steady)]
+    (section,) = sections(history_of(tmp_path, *documents))
+    assert [event.provider for event in section.events] == ["ours"] * 3 + ["theirs"]
+    assert section.more_events == 79 - 3
+
+
 def test_our_own_script_stays_small():
     assert len(asset(SCRIPT).encode()) <= 5120
 
