@@ -46,6 +46,7 @@ def read_minibatch(
     with loss.with_parameters("actor_network"):
         after = run_actor(loss.actor_network, work)
         parameters = loss.actor_head.parameters(after)
+        checks.settle(_stretched(loss, tensordict, parameters))
         if mask is not None and loss.actor_head.reading is None:
             old, parameters = _masked_apart(loss, tensordict, old, parameters, mask)
         new = loss.actor_head.read(parameters)
@@ -166,6 +167,24 @@ def _complaints(found: Found, old: Head, rows: tuple[int, ...]) -> list[str | No
     else:
         out.append(checks.not_complex(action_key, action))
     return out
+
+
+def _stretched(
+    loss: "KLPENPPOLoss", tensordict: TensorDictBase, new: dict[str, Tensor | None]
+) -> list[str | None]:
+    """Complaints of the data's parameters that would broadcast to the actor's.
+
+    Read before the heads, where scale [B, 1] and loc [B, D] have come together already.
+    """
+    if loss.delay_actor:
+        return []
+    head = loss.actor_head
+    keys, olds = dict(zip(head.names, head.in_keys, strict=True)), head.parameters(tensordict)
+    return [
+        checks.same_shape(keys[name], x.shape, f"the actor's {name}", y.shape)
+        for name, x in olds.items()
+        if x is not None and (y := new[name]) is not None and x.numel() < y.numel()
+    ]
 
 
 def _mismatch(old: Head, new: Head) -> str | None:

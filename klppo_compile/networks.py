@@ -82,7 +82,8 @@ class NetworkLoss(TensorDictModuleBase):  # type: ignore[misc]  # tensordict shi
     def __deepcopy__(self, memo: dict[int, Any]) -> "NetworkLoss":
         """Copy, with what the networks, the loss and each other share still shared.
 
-        TensorDictParams alone would copy its parameters apart from those of the modules.
+        TensorDictParams alone would copy its parameters apart from those of the modules. What
+        `compile` made is bound to the original and stays there, as with any module.
         """
         copied: NetworkLoss = self.__class__.__new__(self.__class__)
         memo[id(self)] = copied
@@ -90,7 +91,7 @@ class NetworkLoss(TensorDictModuleBase):  # type: ignore[misc]  # tensordict shi
             if isinstance(params, TensorDictParams):
                 own = params.apply(lambda p: deepcopy(p, memo), filter_empty=False)
                 memo[id(params)] = TensorDictParams(own, no_convert=True)
-        copied.__dict__.update(deepcopy(self.__dict__, memo))
+        copied.__dict__.update(deepcopy(self.__getstate__(), memo))
         return copied
 
     def with_parameters(self, name: str, target: bool = False) -> AbstractContextManager[Any]:

@@ -74,6 +74,21 @@ def test_copies_have_the_same_gradients(copy, functional, separate_losses):
     torch.testing.assert_close(gradients(other), expected)
 
 
+@pytest.mark.parametrize("functional", [True, False])
+def test_a_copy_of_a_compiled_loss_is_not_the_original(functional):
+    """`loss.compile` binds what it makes to the original's parameters and beta."""
+    loss, data = shared(functional=functional, dtarg=1e-6)
+    loss.compile(fullgraph=True)
+    loss(data)
+    other, before = deepcopy(loss), loss.beta.item()
+    other.beta = 7.0
+    total(other(data)).backward()
+    assert loss.beta == before
+    assert other.beta == 14.0
+    assert all(p.grad is None for p in loss.parameters())
+    assert any(p.grad is not None for p in other.parameters())
+
+
 def test_a_copy_trains_apart():
     loss, data = shared()
     other = deepcopy(loss)
