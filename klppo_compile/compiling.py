@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable, Sequence
-from inspect import signature
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
+from torch import Tensor
 
 from klppo_compile.loss import KLPENPPOLoss
 
@@ -72,13 +73,13 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
     if "mode" not in options:  # torch takes one of the two
         ours = _options(loss, cudagraphs, inductor="backend" not in options)
         options["options"] = ours | options.get("options", {})
-    if _isolates():
-        options.setdefault("isolate_recompiles", True)
-    graph = torch.compile(loss.run, fullgraph=True, **options)
+    graph = torch.compile(_apart(loss.run), fullgraph=True, **options)
 
     def compiled(tensordict: TensorDictBase) -> TensorDictBase:
         beta = loss.used_betas.of(tensordict, loss.beta)
-        out: TensorDictBase = graph(tensordict, loss.moves_beta(), beta)
+        # Dynamo hands a memory-mapped tensor to operators that don't take it.
+        data = tensordict.apply(_plain) if tensordict.is_memmap() else tensordict
+        out: TensorDictBase = graph(data, loss.moves_beta(), beta)
         return out
 
     return compiled
@@ -113,6 +114,20 @@ def _may_change(name: str, kind: str) -> bool:
     return not (LIBRARIES.match(name) and kind in CODE)
 
 
-def _isolates() -> bool:
-    """Whether this torch can give a compilation graphs of its own (before, all share a limit)."""
-    return "isolate_recompiles" in signature(torch.compile).parameters
+def _plain(x: Tensor) -> Tensor:
+    """A tensor of a subclass as torch's own, over the same memory."""
+    return x.as_subclass(Tensor)
+
+
+def _apart(run: Any) -> MethodType:
+    """A method with code of its own, by which torch keeps graphs and counts recompilations.
+
+    `isolate_recompiles` is for this, but torch 2.11 and 2.12 have none.
+    """
+    function: Any = run.__func__
+    code = function.__code__.replace(co_name=f"{function.__name__}_apart")
+    copy = FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return MethodType(copy, run.__self__)

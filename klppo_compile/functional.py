@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from klppo_compile import backends, eager, penalty, well_formed
+from klppo_compile import backends, eager, nodes, penalty, well_formed
 from klppo_compile.records import LossConfig, LossOutput, Minibatch
 
 
@@ -73,7 +73,7 @@ def torch_loss(
     packed = torch.stack(used)
     if torch.compiler.is_compiling():
         packed = snapshot(packed)
-    out = eager.loss(minibatch, packed, static)
+    out = nodes.loss(minibatch, packed, static)
     valid = eager.count(minibatch.mask, out["log_prob"])
     next_beta = penalty.adaptive(
         packed[0], out["mean_kl"], valid, dtarg, increment, decrement, low, high

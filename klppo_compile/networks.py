@@ -91,7 +91,8 @@ class NetworkLoss(TensorDictModuleBase):  # type: ignore[misc]  # tensordict shi
             if isinstance(params, TensorDictParams):
                 own = params.apply(lambda p: deepcopy(p, memo), filter_empty=False)
                 memo[id(params)] = TensorDictParams(own, no_convert=True)
-        copied.__dict__.update(deepcopy(self.__getstate__(), memo))
+        state: Any = self.__getstate__()  # a module's: its __dict__ without what compile made
+        copied.__dict__.update(deepcopy(state, memo))
         return copied
 
     def with_parameters(self, name: str, target: bool = False) -> AbstractContextManager[Any]:

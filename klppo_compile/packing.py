@@ -10,6 +10,7 @@ from klppo_compile.records import Minibatch, PolicyHead, Softmax
 
 SAMPLES = ("old_log_prob", "advantage", "value", "value_target", "old_value", "proximal_log_prob")
 MASKS = ("mask", "value_mask")
+CRITIC = ("value", "value_target", "old_value", "value_mask")
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
@@ -27,6 +28,16 @@ def flatten(batch: Minibatch) -> tuple[Tensor | None, ...]:
         out += [_detached(x) for x in still]
         out += head.new
     return tuple(out)
+
+
+def split_critic(
+    tensors: tuple[Tensor | None, ...],
+) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+    """Flat tensors that are the critic's, without those of heads; and all the others in place."""
+    names = SAMPLES + MASKS
+    its = tuple(x if name in CRITIC else None for name, x in zip(names, tensors, strict=False))
+    rest = tuple(None if name in CRITIC else x for name, x in zip(names, tensors, strict=False))
+    return its, rest + tensors[len(names) :]
 
 
 def unflatten(

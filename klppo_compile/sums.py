@@ -1,6 +1,6 @@
 """Rows to sums: what a minibatch's losses and metrics are made of, with reductions and masks.
 
-What a row is made of is not here (`elements`), nor how the sums are differentiated (`eager`).
+What a row is made of is not here (`elements`), nor how its sums are differentiated (`eager`).
 """
 
 import functools

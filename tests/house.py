@@ -20,7 +20,7 @@ LAYERS = (
     ("elements",),
     ("sums",),
     ("eager", "advantage", "recognise"),
-    ("backends", "checks", "probing", "registry"),
+    ("backends", "checks", "nodes", "probing", "registry"),
     ("reading", "well_formed"),
     ("functional",),
     ("arguments", "networks", "peer", "policy", "recomputation"),

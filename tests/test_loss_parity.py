@@ -276,6 +276,21 @@ def test_betas_path_is_torchrls_to_the_bit(name):
     assert moves == {-1, 0, 1}
 
 
+@pytest.mark.parametrize("name", ["Independent(Normal)", "Gamma"])
+def test_two_optimisers_take_turns(name):
+    """The critic's loss is differentiated after the actor has moved, as torchrl's may be."""
+    actor, critic, data = problem(name, dtype=torch.float64)
+    found = []
+    for cls in (Theirs, KLPENPPOLoss):
+        loss = cls(deepcopy(actor), deepcopy(critic), functional=False, **RESTING)
+        out = loss(data.clone())
+        (out["loss_objective"] + out["loss_entropy"]).backward()
+        torch.optim.SGD(loss.actor_network.parameters(), 1.0).step()
+        out["loss_critic"].backward()
+        found.append((out, gradients(loss)))
+    assert_same(found, TOLERANCE[name])
+
+
 def test_defaults_are_torchrls():
     """Every argument of torchrl's class, in its order, with its default."""
     import inspect
