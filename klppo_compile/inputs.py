@@ -179,11 +179,14 @@ def _stretched(
     if loss.delay_actor:
         return []
     head = loss.actor_head
-    keys, olds = dict(zip(head.names, head.in_keys, strict=True)), head.parameters(tensordict)
+    pairs = [
+        (key, tensordict.get(key, None), name, new[name])
+        for name, key in zip(head.names, head.in_keys, strict=True)
+    ]
     return [
-        checks.same_shape(keys[name], x.shape, f"the actor's {name}", y.shape)
-        for name, x in olds.items()
-        if x is not None and (y := new[name]) is not None and x.numel() < y.numel()
+        checks.same_shape(key, x.shape, f"the actor's {name}", y.shape)
+        for key, x, name, y in pairs
+        if x is not None and y is not None and x.numel() < y.numel()
     ]
 
 
