@@ -1,0 +1,110 @@
+"""What launches decide: the rule, the control, the interval, the time that there is."""
+
+from pathlib import Path
+
+import pytest
+
+from klppo_compile.exit_codes import BadInputError
+from klppo_compile.perf import calibrating
+from klppo_compile.perf.ab import Comparison, Limits, compare_times, timed_findings
+from klppo_compile.perf.calibrating import GATE, chosen_workloads, noise_of
+from klppo_compile.perf.findings import Verdict, exit_code
+from klppo_compile.perf.pairing import Pair, Timing
+from klppo_compile.perf.pairing_launch import build_order, log_ratio
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Given:
+    """Launches that are there already."""
+
+    def __init__(self, *timings):
+        self.launches = [{"w": timing} for timing in timings]
+
+    def wave(self):
+        return [self.launches.pop(0)] if self.launches else []
+
+    def affordable(self):
+        return len(self.launches)
+
+
+def timing(new=0.0, null=0.0, difference=0.0):
+    return Timing(new, null, 1e-3, 1000, difference, True)
+
+
+def judged(*timings, limits=Limits(4, 4)):  # noqa: B008 - it is frozen
+    found = compare_times(Given(*timings), ["w"], limits)
+    return timed_findings(found, ["w"], limits)[0]
+
+
+def test_a_regression_needs_a_confirmation():
+    jitter = (0.001, -0.001, 0.0, 0.0005)
+    slow = [timing(0.05 + x, -x) for x in jitter]
+    fine = [timing(x, -x) for x in jitter]
+    found = judged(*slow, *slow)
+    assert (found.verdict, exit_code([found])) == (Verdict.REGRESSION, 1)
+    assert "in 4 launches and in 4 fresh ones" in found.reason
+    assert found.change == pytest.approx(0.0514, abs=1e-3)
+    assert found.new == pytest.approx(found.base * (1 + found.change))
+    assert judged(*slow, *fine).verdict is Verdict.UNDECIDED
+    assert "no time was left to confirm it" in judged(*slow).reason
+    assert judged(*fine, *fine).verdict is Verdict.SAME
+    faster = judged(*[timing(-0.05 + x, -x) for x in jitter])
+    assert (faster.verdict, exit_code([faster])) == (Verdict.IMPROVEMENT, 0)
+
+
+def test_too_few_launches_tell_nothing():
+    for found in (judged(timing(0.5), timing(0.5)), judged()):
+        assert (found.verdict, exit_code([found])) == (Verdict.UNDECIDED, 3)
+        assert "a bound needs 3" in found.reason
+
+
+def test_another_answer_has_no_speed():
+    for apart in (0.01, float("nan")):
+        found = judged(*[timing(-0.5, 0.0, apart)] * 4)
+        assert (found.verdict, found.metric) == (Verdict.REGRESSION, "difference of the answers")
+        assert "no speed for another answer" in found.reason
+
+
+def test_nothing_is_said_of_no_launches():
+    assert timed_findings(Comparison(), ["w"], Limits())[0].base is None
+    assert noise_of([], "w") is None
+
+
+def test_a_noise_floor_is_made_of_launches():
+    found = noise_of([{"w": timing(x, -x)} for x in (0.01, -0.01, 0.0, 0.005)], "w")
+    assert found is not None
+    assert 0.005 < found.spread < 0.02
+    assert found.low < found.mean < found.high < found.visible
+
+
+def test_launches_keep_to_their_time(monkeypatch):
+    ticks = iter([0.0, 0.0, 0.0, 30.0, 60.0, 90.0])
+    monkeypatch.setattr(calibrating.time, "monotonic", lambda: next(ticks))
+    monkeypatch.setattr(calibrating, "wave", lambda *_: [{}] * calibrating.jobs())
+    here = calibrating.LaunchedHere(Pair(ROOT, {}), GATE, 100.0, lambda _: None)
+    assert here.affordable() == 2 * calibrating.jobs()
+    assert len(here.wave()) == calibrating.jobs()  # from 0 to 30: it took 30
+    assert here.done == here.jobs
+    assert here.affordable() == calibrating.jobs()
+    assert not here.wave()
+
+
+def test_every_side_is_built_first_in_turn():
+    orders = [tuple(build_order(["base", "null", "new"], launch)) for launch in range(6)]
+    assert len(set(orders)) == 6
+    assert {order[0] for order in orders[:3]} == {"base", "null", "new"}
+
+
+def test_a_ratio_of_paired_calls_shrugs_off_outliers():
+    base = [1.0, 2.0, 1.5, 1.2, 1.0, 3.0, 1.1]
+    times = [1.1 * x for x in base]
+    times[3] = 900.0
+    assert log_ratio(times, base) == pytest.approx(0.0953, abs=1e-3)
+
+
+def test_workloads_go_by_pattern():
+    assert chosen_workloads(None) == GATE
+    assert chosen_workloads("normal/heads/4*") == ("normal/heads/4096",)
+    with pytest.raises(BadInputError, match="'gamma' matches none of normal/heads/256"):
+        chosen_workloads("gamma")
