@@ -66,6 +66,8 @@ def number(value: float | None) -> str:
     """A count in full, a ratio to four digits."""
     if value is None:
         return "-"
+    if not math.isfinite(value):
+        return str(value)
     return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
 
 

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import importlib
 import json
+import math
 import random
 import sys
 from collections.abc import Callable
@@ -73,9 +74,20 @@ def code_digest(known: int) -> str:
 
 
 def difference(answer: Answer, other: Answer) -> float:
-    """The largest difference of two answers' tensors, relative to the largest of each."""
+    """The largest difference of two answers' tensors, relative to the largest of each.
+
+    Infinite where one is not a number, which Python's max may pass over.
+    """
     pairs = zip((answer[0], *answer[1]), (other[0], *other[1]), strict=True)
-    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+    found = [apart(a, b) for a, b in pairs]
+    return math.inf if any(math.isnan(x) for x in found) else max(found)
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """The largest difference of two tensors, relative to b's largest; 0 where both are the same."""
+    if a.shape != b.shape:
+        return math.inf
+    return 0.0 if bool((a == b).all()) else ((a - b).abs().max() / b.abs().max()).item()
 
 
 def log_ratio(times: list[float], base: list[float]) -> float:

@@ -1,16 +1,20 @@
 """What launches decide: the rule, the control, the interval, the time that there is."""
 
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from klppo_compile.exit_codes import BadInputError
 from klppo_compile.perf import calibrating
 from klppo_compile.perf.ab import Comparison, Limits, compare_times, timed_findings
 from klppo_compile.perf.calibrating import GATE, chosen_workloads, noise_of
+from klppo_compile.perf.comparing_table import findings_table
 from klppo_compile.perf.findings import Verdict, exit_code
-from klppo_compile.perf.pairing import Pair, Timing
-from klppo_compile.perf.pairing_launch import build_order, log_ratio
+from klppo_compile.perf.pairing import Pair, Timing, logs
+from klppo_compile.perf.pairing_launch import build_order, difference, log_ratio
+from klppo_compile.perf.statistics import bound
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,6 +68,42 @@ def test_another_answer_has_no_speed():
         found = judged(*[timing(-0.5, 0.0, apart)] * 4)
         assert (found.verdict, found.metric) == (Verdict.REGRESSION, "difference of the answers")
         assert "no speed for another answer" in found.reason
+
+
+def tensors(*numbers):
+    loss, *gradients = (torch.tensor(x) for x in numbers)
+    return loss, tuple(gradients)
+
+
+def test_an_answer_that_is_no_number_is_another_answer():
+    right, nan = tensors(1.0, [1.0, 2.0], [3.0]), float("nan")
+    assert difference(right, right) == 0
+    assert difference(tensors(1.0, [1.0, 2.2], [3.0]), right) == pytest.approx(0.1)
+    for number in (nan, float("inf")):
+        for wrong in (
+            tensors(number, [1.0, 2.0], [3.0]),
+            tensors(1.0, [1.0, number], [3.0]),
+            tensors(1.0, [1.0, 2.0], [number]),
+        ):
+            assert difference(wrong, right) == math.inf
+    # No gradient on either side is no difference; one on one side is.
+    assert difference(tensors(1.0, [0.0]), tensors(1.0, [0.0])) == 0
+    assert difference(tensors(1.0, [0.1]), tensors(1.0, [0.0])) == math.inf
+    assert difference(tensors(1.0, [1.0]), tensors(1.0, [1.0, 1.0])) == math.inf
+    found = judged(*[timing(0.0, 0.0, math.inf)] * 4)
+    assert findings_table([found]).row_count == 1
+
+
+def test_the_interval_that_is_shown_holds_the_change_in_99_percent():
+    drawing = np.random.default_rng(0)
+    held, trials = 0, 4000
+    for _ in range(trials):
+        base, null, new = drawing.normal(0, 0.004, (3, 8))
+        launches = [{"w": timing(n, x)} for n, x in zip(new - base, null - base, strict=True)]
+        every = bound(*logs(launches, "w"))
+        found = timed_finding("w", launches, every, Verdict.SAME, "")
+        held += found.low <= 0 <= found.high
+    assert held / trials == pytest.approx(0.99, abs=0.004)
 
 
 def test_nothing_is_said_of_no_launches():
