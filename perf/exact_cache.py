@@ -6,14 +6,17 @@ They are the same in every run, so that text, versions and workload tell them.
 import hashlib
 import platform
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from klppo_compile.perf.exact import measure_exact
 from klppo_compile.perf.rows import Row, read_document, write_document
 from klppo_compile.perf.workloads import Workload
+
+COUNTED_WITH = ("torch", "tensordict", "torchrl", "onnx", "onnxscript", "triton")
+"""Packages whose code runs in what is counted, or counts it."""
 
 
 def counted(workload: Workload, place: Path, parts: Sequence[str]) -> list[Row]:
@@ -34,9 +37,17 @@ def counted(workload: Workload, place: Path, parts: Sequence[str]) -> list[Row]:
     return rows
 
 
+def version_of(package: str) -> str:
+    """The version of a package, "" where it isn't installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
 def digest(workload: Workload, place: Path, parts: Sequence[str]) -> str:
     """A digest of all that the counts depend on."""
-    versions = (torch.__version__, platform.python_version(), platform.machine())
+    versions = (platform.python_version(), platform.machine(), *map(version_of, COUNTED_WITH))
     found = hashlib.sha256(repr((workload.name, tuple(parts), versions)).encode())
     for path in sorted(place.rglob("*")):
         if path.is_file() and path.suffix != ".pyc":

@@ -180,6 +180,11 @@ def test_what_was_counted_of_a_text_is_not_counted_again(tmp_path, monkeypatch):
     exact_cache.counted(WORKLOADS[0], place, ("eager",))
     exact_cache.counted(WORKLOADS[1], place, ("eager",))
     assert len(calls) == 4
+    for package in ("tensordict", "torchrl", "onnx", "onnxscript", "triton"):
+        given = {package: "99"}
+        monkeypatch.setattr(exact_cache, "version", lambda name, given=given: given.get(name, "1"))
+        exact_cache.counted(WORKLOADS[1], place, ("eager",))
+    assert len(calls) == 9
 
 
 # ---- what is seeded
