@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from klppo_compile.exit_codes import CannotError, FailedError
+from klppo_compile.exit_codes import CannotError, FailedError, RefusalError
 from klppo_compile.perf.ab import (
     METRIC,
     PROVIDER,
@@ -99,7 +99,7 @@ def compare_sources(
     """
     progress(f"installing {base.name} and {new.name}")
     pair = install_pair(base, new, folder / "pair")
-    probe(pair, workloads[0])
+    probe(pair, list(dict.fromkeys((*workloads, *exact))))
     result = Result(base.name, new.name, [])
     progress(f"counting on {', '.join(exact)}")
     count_both(base, new, [w for w in WORKLOADS if w.name in exact], folder, result)
@@ -137,12 +137,16 @@ def count_both(
     def count(workload: Workload) -> list[Row] | FailedError:
         try:
             base_rows[workload.name] = counted(workload, before_at, EXACT_PARTS)
-        except FailedError as error:
-            raise CannotError(f"there is nothing to compare {new.name} with: {error}") from error
+        except RefusalError as error:
+            raise CannotError(
+                f"{base.name} gives nothing to compare {new.name} with: {error}"
+            ) from error
         try:
             return counted(workload, after_at, EXACT_PARTS)
         except FailedError as error:
             return error
+        except CannotError as error:
+            raise CannotError(f"{new.name}: {error}") from error
 
     with ThreadPoolExecutor(max_workers=jobs()) as pool:
         new_rows = list(pool.map(count, workloads))

@@ -99,13 +99,13 @@ def timings(reply: Mapping[str, Any], new: str) -> Launch:
     return found
 
 
-def probe(pair: Pair, workload: str) -> None:
-    """See that every side imports and runs, eagerly: seconds, where a launch is half a minute.
+def probe(pair: Pair, workloads: Sequence[str]) -> None:
+    """See that the sides import and run, eagerly: seconds, where launches and counts are minutes.
 
     Raises:
         BadInputError, CannotError: as `launch`.
     """
-    ask(pair, [workload], None, 0, 0)
+    ask(pair, workloads, None, 0, 0)
 
 
 def ask(
@@ -126,9 +126,10 @@ def ask(
     }
     command = [sys.executable, "-P", "-m", "klppo_compile.perf.pairing_launch"]
     variables = environment(pair.folder, {})
-    done = run_process("a launch", command, variables, TIMEOUT, json.dumps(request))
+    what = f"a launch of {' and '.join(dict.fromkeys(pair.names.values()))}"
+    done = run_process(what, command, variables, TIMEOUT, json.dumps(request))
     if done.returncode:
-        raise CannotError(f"a launch ended with {done.returncode}: {last_words(done)}")
+        raise CannotError(f"{what} ended with {done.returncode}: {last_words(done)}")
     reply: dict[str, Any] = json.loads(done.stdout)
     if "error" in reply:
         raise BadInputError(

@@ -136,16 +136,17 @@ def measure(request: dict[str, Any], workload: str, order: list[str]) -> dict[st
 
 
 def probe(request: dict[str, Any]) -> None:
-    """Run every side once, eagerly.
+    """Run both revisions once on every workload, eagerly; the control is the base's text again.
 
     Raises:
         SideError: one doesn't import or run.
     """
     for side, package in request["sides"].items():
-        try:
-            eager_step(package, request["workloads"][0])()
-        except Exception as error:  # a revision may break in any way
-            raise SideError(side, error) from error
+        for workload in request["workloads"] if side != "null" else ():
+            try:
+                eager_step(package, workload)()
+            except Exception as error:  # a revision may break in any way
+                raise SideError(side, error) from error
 
 
 def build_order(sides: list[str], launch: int) -> list[str]:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from klppo_compile.cli import run
-from klppo_compile.exit_codes import BadInputError
-from klppo_compile.perf import exact_cache
+from klppo_compile.exit_codes import BadInputError, CannotError, FailedError
+from klppo_compile.perf import ab_run, exact_cache, pairing
+from klppo_compile.perf.ab_run import EXACT, Result, compare_sources, count_both
 from klppo_compile.perf.calibrating import GATE
-from klppo_compile.perf.pairing import install_pair, probe
+from klppo_compile.perf.pairing import Pair, install_pair, probe
 from klppo_compile.perf.revisions import (
     ALIASES,
     PACKAGE,
@@ -145,7 +146,48 @@ def test_a_revision_that_does_not_import_is_named(tmp_path):
     broken = replace(source, name="abc", files=source.files | {"loss.py": "import nowhere\n"})
     pair = install_pair(source, broken, tmp_path)
     with pytest.raises(BadInputError, match="abc does not: ModuleNotFoundError: No module named"):
-        probe(pair, GATE[0])
+        probe(pair, GATE)
+
+
+def test_a_revision_that_runs_on_one_workload_only_is_found_before_counting(tmp_path):
+    source = read_revision(".", ROOT)
+    place = "distributions/categorical.py"
+    text = source.files[place].replace(
+        "def moments(", "def moments(*_):\n    1 / 0\n\n\ndef other("
+    )
+    broken = replace(source, name="abc", files=source.files | {place: text})
+    for base, new in ((source, broken), (broken, source)):
+        with pytest.raises(BadInputError, match="abc does not: ZeroDivisionError"):
+            compare_sources(base, new, GATE[:1], 0.0, None, tmp_path, print, EXACT)
+
+
+@pytest.mark.parametrize(
+    ("side", "error", "said"),
+    [
+        ("base", CannotError("it died"), "one gives nothing to compare two with: it died"),
+        ("base", FailedError("wrong"), "one gives nothing to compare two with: wrong"),
+        ("new", CannotError("it died"), "two: it died"),
+    ],
+)
+def test_a_revision_that_can_not_be_counted_is_named(side, error, said, tmp_path, monkeypatch):
+    def count(_workload, place, _parts):
+        if place.name == f"exact-{int(side == 'new')}":
+            raise error
+        return []
+
+    monkeypatch.setattr(ab_run, "counted", count)
+    one, two = Source("one", {"loss.py": ""}), Source("two", {"loss.py": ""})
+    with pytest.raises(CannotError) as caught:
+        count_both(one, two, WORKLOADS[:1], tmp_path, Result("one", "two", []))
+    assert str(caught.value) == said
+
+
+def test_a_launch_that_dies_names_its_revisions(tmp_path, monkeypatch):
+    died = subprocess.CompletedProcess([], -9, "", "Killed")
+    monkeypatch.setattr(pairing, "run_process", lambda *_: died)
+    pair = Pair(tmp_path, {"base": "one", "null": "one", "new": "two"})
+    with pytest.raises(CannotError, match="a launch of one and two ended with -9: Killed"):
+        probe(pair, GATE)
 
 
 @pytest.mark.parametrize(
