@@ -20,6 +20,7 @@ from klppo_compile.perf.statistics import (
     Bound,
     Said,
     bound,
+    interval,
     say,
     smallest_visible,
 )
@@ -173,10 +174,10 @@ def judged(found: Comparison, name: str, limits: Limits) -> Finding:
 def timed_finding(
     name: str, launches: Sequence[Launch], every: Bound | None, verdict: Verdict, reason: str
 ) -> Finding:
-    """A finding of times, over all launches."""
+    """A finding of times, over all launches, with the interval that holds the change in 99 %."""
     timings = [launched[name] for launched in launches]
     base = median(t.seconds for t in timings) * 1e6 if timings else None
-    values = (every.value, every.low, every.high) if every else (math.nan,) * 3
+    values = (every.value, *interval(every)) if every else (math.nan,) * 3
     change, low, high = (math.expm1(x) for x in values)
     new = base * (1 + change) if base is not None and every else None
     return Finding(

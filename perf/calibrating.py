@@ -10,7 +10,7 @@ from statistics import median
 
 from klppo_compile.exit_codes import BadInputError
 from klppo_compile.perf.pairing import Launch, Pair, logs, wave
-from klppo_compile.perf.statistics import LEAST, bound, smallest_visible
+from klppo_compile.perf.statistics import LEAST, bound, interval, smallest_visible
 from klppo_compile.perf.workloads import WORKLOADS
 
 GATE = ("normal/heads/256", "categorical/heads/4096")
@@ -80,7 +80,7 @@ class Noise:
 
     Attributes:
         seconds: median forward and backward.
-        mean, low, high: ratio of the working tree to itself, less 1, and its 99 % bounds.
+        mean, low, high: ratio of the working tree to itself, less 1, and its 99 % interval.
         spread: standard deviation of a launch's ratio.
         visible: the least slowdown that a comparison finds with as many launches in each stage.
         launches: how many there were.
@@ -101,12 +101,13 @@ def noise_of(launches: Sequence[Launch], workload: str) -> Noise | None:
     if len(launches) < LEAST:
         return None
     found = bound(*logs(launches, workload))
+    low, high = interval(found)
     return Noise(
         workload,
         seconds=median(launched[workload].seconds for launched in launches),
         mean=math.expm1(found.value),
-        low=math.expm1(found.low),
-        high=math.expm1(found.high),
+        low=math.expm1(low),
+        high=math.expm1(high),
         spread=math.expm1(found.error * math.sqrt(found.launches)),
         visible=math.expm1(smallest_visible(found)),
         launches=found.launches,

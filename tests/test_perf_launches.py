@@ -3,12 +3,13 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from klppo_compile.exit_codes import BadInputError
 from klppo_compile.perf import calibrating
-from klppo_compile.perf.ab import Comparison, Limits, compare_times, timed_findings
+from klppo_compile.perf.ab import Comparison, Limits, compare_times, timed_finding, timed_findings
 from klppo_compile.perf.calibrating import GATE, chosen_workloads, noise_of
 from klppo_compile.perf.comparing_table import findings_table
 from klppo_compile.perf.findings import Verdict, exit_code
