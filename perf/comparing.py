@@ -12,6 +12,7 @@ from statistics import NormalDist
 
 from klppo_compile.perf.accepting import Accepted, decision_on
 from klppo_compile.perf.findings import Finding, Verdict
+from klppo_compile.perf.measure import ENOUGH
 from klppo_compile.perf.rows import Row
 
 COUNTED_MARGIN, TIMED_MARGIN = 0.005, 0.01
@@ -105,6 +106,10 @@ def timed(base: Row, new: Row) -> Finding:
 
     A slowdown beyond doubt is undecided all the same, for there is no fresh confirmation.
     """
+    few = min(base.samples, new.samples)
+    if few < ENOUGH:
+        reason = f"an interval needs {ENOUGH} samples; one side has {few}"
+        return finding(new, base.value, new.value, Verdict.UNDECIDED, reason)
     sign = 1 if new.better == "lower" else -1
     change = sign * math.log(new.value / base.value)
     parts = [math.log(row.high / row.low) / 2 for row in (base, new)]

@@ -27,7 +27,7 @@ from klppo_compile.compiling import compile_loss
 from klppo_compile.exit_codes import FailedError, MissingRequirementError
 from klppo_compile.perf.cpu import WrongAnswerError
 from klppo_compile.perf.machine import result_name, run_header
-from klppo_compile.perf.measure import estimate, interleave, ratios
+from klppo_compile.perf.measure import ENOUGH, estimate, interleave, ratios
 from klppo_compile.perf.providers import (
     OURS,
     OURS_COMPILED,
@@ -231,6 +231,8 @@ def table_of(name: str, rows: list[Row]) -> Table:
 def _cell(row: Row) -> str:
     if row.unit != "x":
         return f"{row.value:,.0f} us" if row.unit == "us" else f"{row.value:.2f} {row.unit}"
+    if row.samples < ENOUGH:
+        return f"{row.value:.2f}x"
     return f"{row.value:.2f}x [{row.low:.2f}, {row.high:.2f}]".replace("[", r"\[")
 
 

@@ -22,7 +22,9 @@ class Row:
         metric: what was measured: "time", "memory rate", "speed over torchrl eager", ...
         unit: of `value`, `low` and `high`.
         value: median over the samples.
-        low, high: 99 % confidence interval of the median; the value itself where it is exact.
+        low, high: 99 % confidence interval of the median; the value itself where it is exact. Of
+            fewer than 8 samples of a process no such interval can be made: then it is their range,
+            which covers less, of 5 samples 94 %, of 3 75 %.
         samples: how many samples it is the median of.
         better: "lower" or "higher".
         kind: "exact" (the same in every run), "counted" (instructions) or "timed". Each has a rule

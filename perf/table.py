@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from klppo_compile.perf.measure import AGAIN
+from klppo_compile.perf.measure import AGAIN, ENOUGH
 from klppo_compile.perf.rows import Row
 from klppo_compile.perf.workloads import Workload
 
@@ -14,14 +14,21 @@ COLUMNS = {
     "time over networks alone, compiled": ("times networks alone", "{:.3f}"),
     "time over copy of the minimum bytes": ("times the copy", "{:.1f}"),
 }
+FEW = f"no ±: fewer than {ENOUGH} samples have a range, which covers less than 99 %"
 
 
 def table_of(workload: Workload, rows: list[Row]) -> Table:
     """The rows of one workload, two lines for a contender: in turn, and called again at once.
 
-    The interval of a ratio stands behind it.
+    The 99 % interval of a ratio stands behind it, where there are samples enough for one.
     """
-    table = Table(title=f"{workload.name}: {workload.regime}", title_justify="left")
+    few = min((row.samples for row in rows), default=ENOUGH) < ENOUGH
+    table = Table(
+        title=f"{workload.name}: {workload.regime}",
+        title_justify="left",
+        caption=FEW if few else None,
+        caption_justify="left",
+    )
     table.add_column("forward + backward, one thread")
     shown = [metric for metric in COLUMNS if any(row.metric == metric for row in rows)]
     for metric in shown:
@@ -39,6 +46,6 @@ def cell(row: Row) -> str:
     """A value, and for ratios how far it may be off."""
     shape = COLUMNS[row.metric.removesuffix(AGAIN)][1]
     text = shape.format(row.value)
-    if row.unit != "x":
+    if row.unit != "x" or row.samples < ENOUGH:
         return text
     return f"{text} ±{50 * (row.high - row.low) / row.value:.0f}%"

@@ -40,6 +40,22 @@ def test_steps_take_turns_until_time_is_up():
     assert set(times["a"]) == {1.0}
 
 
+@pytest.mark.parametrize(("rounds", "made"), [(100, 8), (3, 3)])
+def test_no_time_is_too_short_for_an_interval(rounds, made):
+    ticks = iter(range(1000))
+    steps = dict.fromkeys("ab", lambda: None)
+    times = interleave(steps, rounds, seconds=0, clock=lambda: float(next(ticks)))
+    assert len(times["a"]) == len(times["b"]) == made
+
+
+def test_a_table_shows_no_interval_of_few_samples():
+    row = replace(ROW, metric="speed over torchrl eager", unit="x")
+    for samples, text in ((7, "2.00x"), (8, "2.00x ±50%")):
+        table = table_of(WORKLOADS[0], [replace(row, samples=samples)])
+        assert list(table.columns[1].cells) == [text]
+        assert ("fewer than 8 samples" in str(table.caption)) == (samples == 7)
+
+
 def test_a_turn_of_two_calls_tells_them_apart():
     order, ticks, cost = [], iter(range(1000)), {"a": 5, "b": 2}
 

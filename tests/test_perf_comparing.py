@@ -117,6 +117,21 @@ def test_more_launches_show_smaller_changes():
     assert verdicts(many[:1], many[1:]) == [Verdict.UNDECIDED]
 
 
+def test_few_samples_tell_nothing():
+    seven = replace(SPEED, samples=7)
+    for base, new in ((SPEED, seven), (seven, SPEED)):
+        (found,) = compare_rows([base], [new])
+        assert found.verdict is Verdict.UNDECIDED
+        assert "an interval needs 8 samples; one side has 7" in found.reason
+
+
+def test_no_size_is_too_large_to_compare():
+    huge, tiny = (replace(SPEED, value=x, low=x, high=x) for x in (1e308, 1e-308))
+    for base, new in ((huge, tiny), (tiny, huge)):
+        table = findings_table(compare_rows([base], [new]))
+        assert table.row_count == 1
+
+
 def test_absolute_times_are_not_compared():
     assert compare_rows([TIME], [value(TIME, 5000.0)]) == []
 
