@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from klppo_compile.exit_codes import BadInputError
+from klppo_compile.perf.rows import Row
 
 FILE = Path(__file__).with_name("accepted.toml")
 
@@ -16,13 +17,14 @@ class Accepted:
     """One decision.
 
     Attributes:
-        metric, workload: as in `Row`.
+        metric, workload, provider: as in `Row`.
         old, new: the values; no other change is accepted.
         reason: why, in words.
     """
 
     metric: str
     workload: str
+    provider: str
     old: float
     new: float
     reason: str
@@ -51,12 +53,12 @@ def read_accepted(path: Path = FILE) -> list[Accepted]:
     return [_entry(path.name, number, entry) for number, entry in enumerate(entries, 1)]
 
 
-def decision_on(
-    decisions: Iterable[Accepted], metric: str, workload: str, old: float, new: float
-) -> Accepted | None:
-    """The one on this very change, if there is one."""
-    wanted = (metric, workload, old, new)
-    return next((x for x in decisions if (x.metric, x.workload, x.old, x.new) == wanted), None)
+def decision_on(decisions: Iterable[Accepted], row: Row, old: float, new: float) -> Accepted | None:
+    """The one on this very change of the metric that a row is of, if there is one."""
+    wanted = (row.metric, row.workload, row.provider, old, new)
+    return next(
+        (x for x in decisions if (x.metric, x.workload, x.provider, x.old, x.new) == wanted), None
+    )
 
 
 def _entry(name: str, number: int, entry: Any) -> Accepted:
@@ -68,8 +70,8 @@ def _entry(name: str, number: int, entry: Any) -> Accepted:
     wrong += [key for key in found if key not in kinds]
     if wrong:
         raise BadInputError(
-            f"entry {number} of {name} must have metric, workload and reason as text and old and"
-            f" new as numbers; look at {', '.join(wrong)}."
+            f"entry {number} of {name} must have metric, workload, provider and reason as text"
+            f" and old and new as numbers; look at {', '.join(wrong)}."
         )
     return Accepted(**found)
 

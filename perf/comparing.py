@@ -71,7 +71,7 @@ def judge(base: Row | None, new: Row | None, accepted: list[Accepted]) -> Findin
         return replace(found, verdict=Verdict.ACCEPTED, reason=f"{PEERS}'s own: told, not judged")
     if found.kind != "exact" or found.verdict is not Verdict.REGRESSION:
         return found
-    decision = decision_on(accepted, row.metric, row.workload, base.value, new.value)
+    decision = decision_on(accepted, row, base.value, new.value)
     if decision is None:
         return found
     return replace(found, verdict=Verdict.ACCEPTED, reason=f"accepted: {decision.reason}")

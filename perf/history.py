@@ -85,8 +85,7 @@ class Series:
         """What was decided on a step back, if anything was; only exact ones are decided on."""
         if self.latest.kind != "exact" or not self.is_worse(point.before, point.after):
             return None
-        row = self.latest
-        return decision_on(self.decisions, row.metric, row.workload, point.before, point.after)
+        return decision_on(self.decisions, self.latest, point.before, point.after)
 
     @property
     def level(self) -> float:

@@ -56,13 +56,14 @@ def test_a_first_graph_break_is_a_regression_though_it_has_no_ratio():
 
 
 def test_an_accepted_change_passes_and_only_that_one():
-    decision = Accepted("kernels", WORKLOAD, 35, 36, "a row of its own")
+    decision = Accepted("kernels", WORKLOAD, OURS, 35, 36, "a row of its own")
     (found,) = compare_rows([KERNELS], [value(KERNELS, 36)], [decision])
     assert found.verdict is Verdict.ACCEPTED
     assert "a row of its own" in found.reason
     assert verdicts([KERNELS], [value(KERNELS, 37)], [decision]) == [Verdict.REGRESSION]
-    other = replace(decision, workload="normal/heads/256")
-    assert verdicts([KERNELS], [value(KERNELS, 36)], [other]) == [Verdict.REGRESSION]
+    for change in ({"workload": "normal/heads/256"}, {"provider": "sm_90"}):
+        other = replace(decision, **change)
+        assert verdicts([KERNELS], [value(KERNELS, 36)], [other]) == [Verdict.REGRESSION]
 
 
 def test_the_peer_is_not_judged():
@@ -222,8 +223,8 @@ def test_a_file_of_decisions_is_used(files, tmp_path):
     base, new = files("a.json", KERNELS), files("b.json", value(KERNELS, 36))
     decisions = tmp_path / "ok.toml"
     decisions.write_text(
-        f'[[accepted]]\nmetric = "kernels"\nworkload = "{WORKLOAD}"\nold = 35\nnew = 36\n'
-        'reason = "one more output"\n'
+        f'[[accepted]]\nmetric = "kernels"\nworkload = "{WORKLOAD}"\nprovider = "{OURS}"\n'
+        'old = 35\nnew = 36\nreason = "one more output"\n'
     )
     assert run(["bench", "compare", base, new, "--accepted", str(decisions)]) == 0
 
@@ -254,7 +255,8 @@ def test_what_is_no_result_file_is_bad_input(files, tmp_path, text, told, capsys
     assert len(error.strip().splitlines()) == 1
 
 
-ENTRY = {"metric": "kernels", "workload": WORKLOAD, "old": 1, "new": 2, "reason": "because"}
+ENTRY = {"metric": "kernels", "workload": WORKLOAD, "provider": OURS, "old": 1, "new": 2}
+ENTRY |= {"reason": "because"}
 
 
 def toml(entry):
@@ -271,6 +273,7 @@ def toml(entry):
         (toml(ENTRY | {"old": "35"}), "old"),
         (toml(ENTRY | {"until": 3}), "until"),
         (toml({k: v for k, v in ENTRY.items() if k != "metric"}), "metric"),
+        (toml({k: v for k, v in ENTRY.items() if k != "provider"}), "look at provider"),
     ],
 )
 def test_a_malformed_file_of_decisions_is_bad_input(tmp_path, text, told):

@@ -206,7 +206,7 @@ def test_severity_is_how_far_it_is_behind_its_best(tmp_path, values, better, sta
 )
 def test_an_accepted_step_back_is_none(tmp_path, values, kind, state, setback):
     history_of(tmp_path, values, kind)
-    decision = Accepted("m", "w", 17.0, 18.0, "needed")
+    decision = Accepted("m", "w", "p", 17.0, 18.0, "needed")
     (series,) = series_of(read_history(tmp_path), [decision])
     assert series.state == state
     assert series.setback == pytest.approx(setback)

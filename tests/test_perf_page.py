@@ -293,7 +293,8 @@ def test_an_accepted_step_back_is_told_with_its_reason_and_not_as_worse(tmp_path
     decisions, out = tmp_path / "accepted.toml", tmp_path / "page.html"
     decisions.write_text(
         '[[accepted]]\nmetric = "generated kernels"\nworkload = "normal/heads/256"\n'
-        'old = 17\nnew = 18\nreason = "a kernel <b>more</b> for half the time"\n'
+        'provider = "ours compiled"\nold = 17\nnew = 18\n'
+        'reason = "a kernel <b>more</b> for half the time"\n'
     )
     command = ["bench", "report", f"--results={tmp_path / 'results'}", f"--out={out}"]
     counts = []
