@@ -20,12 +20,10 @@ from klppo_compile.perf.accepting import Accepted, decision_on
 from klppo_compile.perf.change_points import LEAST_STEP, ChangePoint, change_points
 from klppo_compile.perf.comparing_documents import NEEDS
 from klppo_compile.perf.machine import machine_class
-from klppo_compile.perf.rows import Row, read_document
+from klppo_compile.perf.rows import Row, check_rows, read_document
 
 # A commit becomes part of names of files, addresses and other tools' keys.
 COMMIT = re.compile(r"[\w.-]+", re.ASCII)
-KINDS = ("exact", "counted", "timed")
-BETTER = ("lower", "higher")
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,31 +194,6 @@ def read_run(file: Path) -> Run:
             f" of Row; got {type(error).__name__}: {error}. Measure again with this version."
         ) from error
     return run
-
-
-def check_rows(rows: Iterable[Row]) -> None:
-    """Names, kinds and numbers of rows.
-
-    Raises:
-        ValueError: a row can't be part of a series.
-    """
-    seen = set()
-    for row in rows:
-        key = (row.workload, row.provider, row.metric)
-        name = " · ".join(map(str, key))
-        if not all(isinstance(text, str) for text in (*key, row.unit)):
-            raise ValueError(f"workload, provider, metric and unit must be text; got {name}.")
-        numbers = (row.value, row.low, row.high)
-        if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers):
-            raise ValueError(f"value, low and high must be finite numbers; {name} has {numbers}.")
-        if row.kind not in KINDS or row.better not in BETTER:
-            raise ValueError(
-                f"kind must be one of {KINDS} and better one of {BETTER}; {name} has"
-                f" {row.kind!r} and {row.better!r}."
-            )
-        if key in seen:
-            raise ValueError(f"a run measures a metric once; {name} is there twice.")
-        seen.add(key)
 
 
 def series_of(runs: Iterable[Run], decisions: Iterable[Accepted] = ()) -> list[Series]:

@@ -5,11 +5,17 @@ rows; nothing else is stored.
 """
 
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from klppo_compile.exit_codes import BadInputError
+
 SCHEMA = "klppo-perf-rows/2"
+KINDS = ("exact", "counted", "timed")
+BETTER = ("lower", "higher")
 
 
 @dataclass(frozen=True)
@@ -56,19 +62,86 @@ def read_document(path: Path) -> tuple[dict[str, Any], list[Row]]:
     """The run and the rows of a document.
 
     Raises:
-        ValueError: the file is cut short, or is of another schema.
+        BadInputError: the file is cut short, is of another schema, or a row can't be compared.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(
+        raise BadInputError(
             f"{path.name} must be a JSON document; it breaks off at line {error.lineno}."
             " Measure again."
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise BadInputError(
+            f"{path.name} must be a JSON document; it can't be read: {error}. Measure again."
+        ) from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
-        raise ValueError(
+        raise BadInputError(
             f"{path.name} must have the schema {SCHEMA!r}; got {schema!r}. Measure again with this"
             " version."
         )
-    return document["run"], [Row(**row) for row in document["rows"]]
+    rows = [Row(**row) for row in document["rows"]]
+    try:
+        check_rows(rows)
+    except ValueError as error:
+        raise BadInputError(f"{path.name}: {error} Measure again.") from error
+    return document["run"], rows
+
+
+def check_rows(rows: Iterable[Row]) -> None:
+    """Names, kinds and numbers of rows.
+
+    Raises:
+        ValueError: a row can't be compared, or be part of a series.
+    """
+    seen = set()
+    for row in rows:
+        key = (row.workload, row.provider, row.metric)
+        name = " · ".join(map(str, key))
+        if not all(isinstance(text, str) for text in (*key, row.unit)):
+            raise ValueError(f"workload, provider, metric and unit must be text; got {name}.")
+        if row.kind not in KINDS or row.better not in BETTER:
+            raise ValueError(
+                f"kind must be one of {KINDS} and better one of {BETTER}; {name} has"
+                f" {row.kind!r} and {row.better!r}."
+            )
+        check_numbers(row, name)
+        if key in seen:
+            raise ValueError(f"a run measures a metric once; {name} is there twice.")
+        seen.add(key)
+
+
+def check_numbers(row: Row, name: str) -> None:
+    """The numbers of a row of that name.
+
+    Raises:
+        ValueError: they are no measurement.
+    """
+    numbers = (row.value, row.low, row.high)
+    if not all(is_finite(x) for x in numbers):
+        raise ValueError(
+            f"value, low and high must be finite numbers; {name} has {shown(numbers)}."
+        )
+    if not row.low <= row.value <= row.high:
+        raise ValueError(f"value must lie between low and high; {name} has {numbers}.")
+    if row.kind == "timed" and row.low <= 0:
+        raise ValueError(f"what is timed must be above 0; {name} has {numbers}.")
+    counts = (row.samples, row.launches)
+    if not all(type(n) is int and n >= 1 for n in counts):
+        raise ValueError(
+            f"samples and launches must be whole numbers above 0; {name} has {shown(counts)}."
+        )
+
+
+def is_finite(x: object) -> bool:
+    """Whether it is a number that a float can hold."""
+    try:
+        return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+    except OverflowError:
+        return False
+
+
+def shown(values: tuple[object, ...]) -> str:
+    """Values as text, each cut before it fills a line."""
+    return ", ".join(f"{x!r:.20}" for x in values)
