@@ -6,7 +6,7 @@ that shows is a case for `klppo bench ab`, never a verdict.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import NormalDist
 
@@ -24,8 +24,12 @@ LAUNCH_SPREAD = 0.03
 """Standard deviation of the logarithm of such a ratio between launches."""
 CHIPS = ("sm_80", "sm_90", "sm_100", "gfx942")
 """Providers of kernels that were compiled for a GPU and not run."""
-BY_TYPE = "ONNX nodes, "
-"""Begin of the names of counts that are 0 where they are absent."""
+NODES = "ONNX nodes"
+"""How many there are of all types."""
+BY_TYPE = f"{NODES}, "
+"""Begin of the names of counts that are 0 where they are absent beside that."""
+FAULTS = (Verdict.REGRESSION, Verdict.UNDECIDED)
+"""Verdicts that let no comparison pass."""
 Z99 = NormalDist().inv_cdf(0.995)
 
 
@@ -38,15 +42,40 @@ def compare_rows(
     with. Absolute times are not compared: they drift by more than any change that matters.
     """
     decisions = list(accepted)
-    before, after = (
-        {(r.workload, r.provider, r.metric): r for r in rows if compared(r)} for rows in (base, new)
-    )
+    before, after = ({key_of(r): r for r in rows} for rows in comparable(base, new))
     common = {key[:2] for key in before} & {key[:2] for key in after}
     return [
-        judge(before.get(key), after.get(key), decisions)
+        judge(side_of(key, before, after), side_of(key, after, before), decisions)
         for key in dict.fromkeys((*before, *after))
         if key[:2] in common
     ]
+
+
+Key = tuple[str, str, str]
+
+
+def key_of(row: Row) -> Key:
+    """Workload, provider and metric: a run measures each once."""
+    return row.workload, row.provider, row.metric
+
+
+def side_of(key: Key, side: Mapping[Key, Row], other: Mapping[Key, Row]) -> Row | None:
+    """One side's row. A type of node is absent where there are none, if nodes were counted."""
+    workload, provider, metric = key
+    if key in side or not metric.startswith(BY_TYPE):
+        return side.get(key)
+    total = side.get((workload, provider, NODES))
+    return total and replace(other[key], value=0.0, low=0.0, high=0.0)
+
+
+def comparable(base: Sequence[Row], new: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Of both sides what two runs can be compared by, in the eyes of one side at least.
+
+    Where the other says that it is of another kind, that is told.
+    """
+    keys = {key_of(row) for row in (*base, *new) if compared(row)}
+    before, after = ([row for row in rows if key_of(row) in keys] for rows in (base, new))
+    return before, after
 
 
 def compared(row: Row) -> bool:
@@ -56,19 +85,41 @@ def compared(row: Row) -> bool:
 
 def judge(base: Row | None, new: Row | None, accepted: list[Accepted]) -> Finding:
     """One metric, by the rule of its kind; one side may lack it."""
+    return told_of_peers(ruled(base, new, accepted))
+
+
+def told_of_peers(found: Finding) -> Finding:
+    """A finding as it is; what is a fault is only told where it is a peer's."""
+    if not found.provider.startswith(PEERS) or found.verdict not in FAULTS:
+        return found
+    reason = f"{PEERS}'s own: told, not judged; {found.reason}"
+    return replace(found, verdict=Verdict.ACCEPTED, reason=reason)
+
+
+def ruled(base: Row | None, new: Row | None, accepted: list[Accepted]) -> Finding:
+    """What the rule of its kind says of a metric, whoever it is of."""
     row = new or base
     assert row is not None
-    if row.metric.startswith(BY_TYPE):
-        base, new = (side or replace(row, value=0.0, low=0.0, high=0.0) for side in (base, new))
     if base is None:
         return finding(row, None, row.value, Verdict.SAME, "new: nothing to compare with")
     if new is None:
         reason = "the new side does not measure it any more"
         return finding(row, row.value, None, Verdict.UNDECIDED, reason)
+    other = [
+        f"{name} is {was or 'none'} and {now or 'none'}"
+        for name in ("unit", "kind", "better")
+        if (was := getattr(base, name)) != (now := getattr(new, name))
+    ]
+    if other:
+        reason = f"the sides don't measure the same: {', '.join(other)}"
+        return replace(
+            finding(row, base.value, new.value, Verdict.UNDECIDED, reason),
+            change=math.nan,
+            low=math.nan,
+            high=math.nan,
+        )
     rules = {"exact": exact, "counted": counted, "timed": timed}
     found = rules[row.kind](base, new)
-    if row.provider.startswith(PEERS) and found.verdict is Verdict.REGRESSION:
-        return replace(found, verdict=Verdict.ACCEPTED, reason=f"{PEERS}'s own: told, not judged")
     if found.kind != "exact" or found.verdict is not Verdict.REGRESSION:
         return found
     decision = decision_on(accepted, row, base.value, new.value)
@@ -111,21 +162,26 @@ def timed(base: Row, new: Row) -> Finding:
         reason = f"an interval needs {ENOUGH} samples; one side has {few}"
         return finding(new, base.value, new.value, Verdict.UNDECIDED, reason)
     sign = 1 if new.better == "lower" else -1
-    change = sign * math.log(new.value / base.value)
-    parts = [math.log(row.high / row.low) / 2 for row in (base, new)]
+    change = sign * (math.log(new.value) - math.log(base.value))
+    parts = [(math.log(row.high) - math.log(row.low)) / 2 for row in (base, new)]
     parts += [Z99 * LAUNCH_SPREAD / row.launches**0.5 for row in (base, new)]
     reach = math.hypot(*parts)
     verdict = Verdict.SAME
-    reason = f"no change beyond ±{math.expm1(reach):.1%}, the least that two runs apart can show"
+    reason = f"no change beyond ±{grown(reach):.1%}, the least that two runs apart can show"
     if change - reach > math.log1p(TIMED_MARGIN):
         verdict = Verdict.UNDECIDED
         reason = "slower, but runs apart confirm nothing: ask `klppo bench ab`"
     elif change + reach < -math.log1p(TIMED_MARGIN):
         verdict, reason = Verdict.IMPROVEMENT, "faster by more than two runs apart differ"
-    bounds = sorted(math.expm1(sign * change + x) for x in (-reach, reach))
+    bounds = sorted(grown(sign * change + x) for x in (-reach, reach))
     return replace(
         finding(new, base.value, new.value, verdict, reason), low=bounds[0], high=bounds[1]
     )
+
+
+def grown(logarithm: float) -> float:
+    """The change that a logarithm of a ratio stands for; huge where no float holds it."""
+    return math.expm1(min(logarithm, 700.0))
 
 
 def loss_of(base: Row, new: Row) -> float:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from klppo_compile.exit_codes import BadInputError
 from klppo_compile.perf.accepting import Accepted
-from klppo_compile.perf.comparing import CHIPS, compare_rows, compared
+from klppo_compile.perf.comparing import CHIPS, comparable, compare_rows, told_of_peers
 from klppo_compile.perf.findings import Finding, Verdict
 from klppo_compile.perf.machine import machine_class
 from klppo_compile.perf.rows import Row, read_document
@@ -58,15 +58,13 @@ def open_document(path: Path) -> Document:
 
     Raises:
         BadInputError: there is none, it is cut short, of another schema, or doesn't say where it
-            was measured.
+            was measured; a row can't be compared.
     """
     try:
         run, rows = read_document(path)
         machine_class(run["machine"])
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise BadInputError(f"{path} must be a result file; it can't be read: {error}.") from error
-    except ValueError as error:
-        raise BadInputError(str(error)) from error
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInputError(
             f"{path.name} must hold a run with its machine, and rows; something is missing or has"
@@ -76,26 +74,28 @@ def open_document(path: Path) -> Document:
 
 
 def compare_documents(
-    base: Document, new: Document, accepted: Iterable[Accepted] = ()
+    base: Document, new: Document, accepted: Iterable[Accepted] = (), across_machines: bool = False
 ) -> Comparison:
     """Compare what the machines and versions of two runs allow.
 
     A workload that only one run has is named; where both say that they ran the same suite, one that
-    is gone can't be told.
+    is gone can't be told. `across_machines` compares what depends on no machine, of two machines.
 
     Raises:
-        BadInputError: nothing is left to compare.
+        BadInputError: the runs are of two machines, or nothing is left to compare.
     """
+    if not across_machines:
+        require_one_machine(base, new)
+    sides = comparable(base.rows, new.rows)
     refused = [
         (need, differences)
         for need in NEEDS
-        if any(need.are(row) for x in (base, new) for row in x.rows if compared(row))
-        and (differences := differing(need.same, base, new))
+        if any(has := [any(map(need.are, rows)) for rows in sides])
+        and (differences := differing(need.same, base, new, missing_differs=all(has)))
     ]
     notes = [f"{need.rows} are not compared: {'; '.join(told)}." for need, told in refused]
     before, after = (
-        [r for r in x.rows if compared(r) and not any(need.are(r) for need, _ in refused)]
-        for x in (base, new)
+        [r for r in rows if not any(need.are(r) for need, _ in refused)] for rows in sides
     )
     findings = compare_rows(before, after, accepted)
     if not findings:
@@ -112,13 +112,37 @@ def compare_documents(
     return Comparison(findings, notes)
 
 
-def differing(names: Iterable[str], base: Document, new: Document) -> list[str]:
-    """What both sides say and say differently, in words."""
+def require_one_machine(base: Document, new: Document) -> None:
+    """Refuse runs of two classes of machine: what is worse may be the machine.
+
+    Raises:
+        BadInputError: says what differs.
+    """
+    if machine_class(base.run["machine"]) == machine_class(new.run["machine"]):
+        return
+    differences = differing(("cpu", "cores", "isa", "torch"), base, new)
+    fix = "Compare what depends on no machine: --across-machines."
+    if any(text.startswith("torch") for text in differences):
+        fix = "Measure both with one torch."
+    raise BadInputError(
+        f"two result files are compared within one class of machine; of {base.name} and"
+        f" {new.name} {', '.join(differences)}. {fix}"
+    )
+
+
+def differing(
+    names: Iterable[str], base: Document, new: Document, missing_differs: bool = True
+) -> list[str]:
+    """What the sides say differently, in words; what one doesn't say is no difference on demand."""
     said = [
         x.run["machine"] | {"machine class": machine_class(x.run["machine"])} for x in (base, new)
     ]
-    pairs = [(name, *(side.get(name) for side in said)) for name in names]
-    return [f"{name} is {a} and {b}" for name, a, b in pairs if a and b and a != b]
+    pairs = [(name, *(side.get(name) or None for side in said)) for name in names]
+    return [
+        f"{name} is {a or 'not given'} and {b or 'not given'}"
+        for name, a, b in pairs
+        if a != b and (missing_differs or (a and b))
+    ]
 
 
 def only_first(first: list[Row], second: list[Row]) -> list[tuple[str, str, str]]:
@@ -131,17 +155,9 @@ def only_first(first: list[Row], second: list[Row]) -> list[tuple[str, str, str]
 
 def lost(workload: str, provider: str, kind: str) -> Finding:
     """What the new run of the same suite should have and hasn't."""
-    return Finding(
-        workload,
-        provider,
-        "all",
-        kind,
-        "",
-        None,
-        None,
-        math.nan,
-        math.nan,
-        math.nan,
-        Verdict.UNDECIDED,
-        "the new run of the same suite does not measure it",
+    nothing = math.nan
+    reason = "the new run of the same suite does not measure it"
+    numbers = (None, None, nothing, nothing, nothing)
+    return told_of_peers(
+        Finding(workload, provider, "all", kind, "", *numbers, Verdict.UNDECIDED, reason)
     )

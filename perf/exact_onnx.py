@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 
-from klppo_compile.perf.comparing import BY_TYPE
+from klppo_compile.perf.comparing import BY_TYPE, NODES
 from klppo_compile.perf.exact_step import Counts
 from klppo_compile.perf.providers import our_loss
 from klppo_compile.perf.workloads import Workload, problem
@@ -22,7 +22,7 @@ def count_onnx(workload: Workload) -> Counts:
         exported = export_loss(our_loss(case), case.data.detach(), path, checked=False)
         model = onnx.load(path)
     types = Counter(node.op_type for graph in graphs_of(model) for node in graph.node)
-    found: Counts = {"ONNX file": (exported.size, "B"), "ONNX nodes": (types.total(), "nodes")}
+    found: Counts = {"ONNX file": (exported.size, "B"), NODES: (types.total(), "nodes")}
     return found | {f"{BY_TYPE}{name}": (n, "nodes") for name, n in sorted(types.items())}
 
 

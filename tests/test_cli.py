@@ -46,7 +46,7 @@ SURFACE = {
     "doctor": "--json",
     "bench": "",
     "bench run": "--out --part --suite --workload",
-    "bench compare": "--accepted --all --json",
+    "bench compare": "--accepted --across-machines --all --json",
     "bench ab": "--json --launches --minutes --out --workload",
     "bench calibrate": "--json --minutes --workload",
     "bench report": "--accepted --commit-url --out --results",

@@ -69,6 +69,25 @@ def test_an_accepted_change_passes_and_only_that_one():
 def test_the_peer_is_not_judged():
     row = replace(KERNELS, provider="torchrl compiled")
     assert verdicts([row], [value(row, 99)]) == [Verdict.ACCEPTED]
+    graphs = replace(row, metric="graphs")
+    assert verdicts([row, graphs], [row]) == [Verdict.SAME, Verdict.ACCEPTED]
+    found = compare_documents(document(KERNELS, row), document(KERNELS))
+    assert [x.verdict for x in found.findings] == [Verdict.SAME, Verdict.ACCEPTED]
+    assert exit_code(found.findings) is ExitCode.GOOD
+
+
+@pytest.mark.parametrize("change", [{"unit": "MB"}, {"kind": "counted"}, {"better": "higher"}])
+def test_sides_that_measure_something_else_can_not_be_told(change):
+    (found,) = compare_rows([KERNELS], [replace(value(KERNELS, 36), **change)])
+    assert (found.verdict, found.change != found.change) == (Verdict.UNDECIDED, True)
+    assert f"{next(iter(change))} is" in found.reason
+
+
+def test_a_count_that_becomes_a_time_can_not_be_told():
+    other = replace(KERNELS, kind="timed")
+    assert verdicts([KERNELS], [other]) == verdicts([other], [KERNELS]) == [Verdict.UNDECIDED]
+    found = compare_documents(document(SPEED, other), document(SPEED, KERNELS))
+    assert "kind is timed and exact" in found.findings[1].reason
 
 
 def test_a_type_of_node_that_appears_is_worse_than_none():
@@ -76,6 +95,14 @@ def test_a_type_of_node_that_appears_is_worse_than_none():
     scan = exact_row(WORKLOAD, "ours exported", "ONNX nodes, Scan", "nodes", 1)
     assert verdicts([total], [total, scan]) == [Verdict.SAME, Verdict.REGRESSION]
     assert verdicts([total, scan], [total]) == [Verdict.SAME, Verdict.IMPROVEMENT]
+
+
+def test_types_of_nodes_that_one_side_did_not_count_are_not_none():
+    total = exact_row(WORKLOAD, "ours exported", "ONNX nodes", "nodes", 150)
+    add = exact_row(WORKLOAD, "ours exported", "ONNX nodes, Add", "nodes", 12)
+    other = replace(COUNTED, provider="ours exported")
+    assert verdicts([other], [other, total, add]) == [Verdict.SAME] * 3
+    assert verdicts([other, total, add], [other]) == [Verdict.SAME, *[Verdict.UNDECIDED] * 2]
 
 
 def test_a_metric_that_is_gone_can_not_be_told():
@@ -146,24 +173,41 @@ def document(*rows, name="run", **changes):
     return Document(name, run, list(rows))
 
 
-def test_times_of_another_machine_are_left_out_and_counts_are_not():
+def test_files_of_two_machines_get_no_verdict_unless_asked_for():
     slow = replace(SPEED, value=1.0, low=1.0, high=1.0)
-    found = compare_documents(document(KERNELS, SPEED), document(KERNELS, slow, cpu="B CPU"))
+    base, new = document(KERNELS, SPEED), document(KERNELS, slow, cpu="B CPU", cores=4)
+    with pytest.raises(BadInputError, match=r"cpu is A CPU and B CPU, cores is 2.*--across-mach"):
+        compare_documents(base, new)
+    found = compare_documents(base, new, across_machines=True)
     assert [x.metric for x in found.findings] == ["kernels"]
     assert any("timed rows are not compared" in note for note in found.notes)
     with pytest.raises(BadInputError, match="machine class is a-cpu"):
-        compare_documents(document(SPEED), document(SPEED, cpu="B CPU"))
+        compare_documents(document(SPEED), document(SPEED, cpu="B CPU"), across_machines=True)
 
 
 def test_counts_under_other_versions_are_bad_input():
-    with pytest.raises(BadInputError, match=r"torch is 2\.13\.0 and 2\.14\.0"):
-        compare_documents(document(KERNELS, SPEED), document(KERNELS, SPEED, torch="2.14.0"))
+    base, new = document(KERNELS, SPEED), document(KERNELS, SPEED, torch="2.14.0")
+    for across in (False, True):
+        with pytest.raises(BadInputError, match=r"torch is 2\.13\.0 and 2\.14\.0"):
+            compare_documents(base, new, across_machines=across)
     spills = exact_row("kernels/normal", "sm_90", "forward spills", "spills", 0)
     found = compare_documents(
         document(KERNELS, spills), document(KERNELS, value(spills, 5), triton="3.10.0")
     )
     assert [x.metric for x in found.findings] == ["kernels"]
     assert "triton is 3.9.0 and 3.10.0" in found.notes[0]
+
+
+def test_a_version_that_one_file_lacks_is_another():
+    spills = exact_row("kernels/normal", "sm_90", "forward spills", "spills", 0)
+    base, new = document(KERNELS, spills, triton=None), document(KERNELS, value(spills, 5))
+    found = compare_documents(base, new)
+    assert [x.metric for x in found.findings] == ["kernels"]
+    assert "triton is not given and 3.9.0" in found.notes[0]
+    # Where one side has no such rows, there is nothing that a version could change.
+    assert compare_documents(document(KERNELS, triton=None), new).notes == [
+        "only in run: kernels/normal (sm_90, exact)."
+    ]
 
 
 def test_what_one_side_lacks_is_named():
@@ -211,6 +255,23 @@ def test_compare_ends_with_the_verdict(files, kernels, code, capsys):
     assert run(["bench", "compare", base, new, "--json"]) == code
     found = json.loads(capsys.readouterr().out)
     assert (found["exit_code"], found["findings"][0]["new"]) == (code, kernels)
+
+
+def test_json_has_null_where_there_is_no_ratio(files, capsys):
+    none = exact_row(WORKLOAD, OURS, "graph breaks", "breaks", 0)
+    assert run(
+        ["bench", "compare", files("a.json", none), files("b.json", value(none, 1)), "--json"]
+    )
+    text = capsys.readouterr().out
+    assert json.loads(text)["findings"][0]["change"] is None
+    assert not {"NaN", "Infinity"} & set(re.findall(r"\w+", text))
+
+
+def test_a_machine_may_differ_on_demand(files, capsys):
+    base, new = files("a.json", KERNELS), files("b.json", KERNELS, cpu="B CPU")
+    assert run(["bench", "compare", base, new]) == 2
+    assert "--across-machines" in capsys.readouterr().err
+    assert run(["bench", "compare", base, new, "--across-machines"]) == 0
 
 
 def test_a_slowdown_between_runs_can_not_be_told(files, capsys):

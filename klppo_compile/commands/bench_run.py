@@ -130,10 +130,20 @@ def show(outcome: "Outcome", console: Console) -> None:
     type=click.Path(path_type=Path),
     help="TOML of the exact changes that were decided on.  [default: perf/accepted.toml]",
 )
+@click.option(
+    "--across-machines",
+    is_flag=True,
+    help="Of files of two machines, compare what depends on none: exact and counted metrics.",
+)
 @click.option("--all", "everything", is_flag=True, help="Show what did not move, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def compare(
-    base: Path, new: Path, accepted: Path | None, everything: bool, as_json: bool
+    base: Path,
+    new: Path,
+    accepted: Path | None,
+    across_machines: bool,
+    everything: bool,
+    as_json: bool,
 ) -> ExitCode:
     """Say which metrics moved between the result files BASE and NEW, by how much, how surely.
 
@@ -146,7 +156,7 @@ def compare(
     from klppo_compile.perf.findings import exit_code
 
     decisions = read_accepted(accepted or FILE)
-    found = compare_documents(open_document(base), open_document(new), decisions)
+    found = compare_documents(open_document(base), open_document(new), decisions, across_machines)
     code = exit_code(found.findings)
     if as_json:
         text = {
