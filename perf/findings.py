@@ -1,8 +1,10 @@
 """What a comparison found: one finding per metric, and the verdict of all of them."""
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import Any
 
 from klppo_compile.exit_codes import ExitCode
 
@@ -50,3 +52,11 @@ def exit_code(findings: Iterable[Finding]) -> ExitCode:
     if Verdict.REGRESSION in verdicts:
         return ExitCode.FAILED
     return ExitCode.CANNOT if Verdict.UNDECIDED in verdicts else ExitCode.GOOD
+
+
+def told(found: Finding) -> dict[str, Any]:
+    """A finding for JSON, which has no NaN and no infinity: null where there is no number."""
+    return {
+        name: None if isinstance(x, float) and not math.isfinite(x) else x
+        for name, x in asdict(found).items()
+    }

@@ -1,6 +1,7 @@
 """Comparing two runs: the rules of the three kinds, what can't be compared, and the command."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest

@@ -4,7 +4,7 @@ import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -63,7 +63,7 @@ def ab(
     """
     from klppo_compile.perf.ab_run import compare_revisions
     from klppo_compile.perf.comparing_table import conclusion, findings_table
-    from klppo_compile.perf.findings import exit_code
+    from klppo_compile.perf.findings import exit_code, told
 
     if out is not None:
         require_place(out)
@@ -79,9 +79,9 @@ def ab(
             "verdict": conclusion(result.findings),
             "exit_code": int(code),
             "notes": result.notes,
-            "findings": [without_nan(asdict(finding)) for finding in result.findings],
+            "findings": [told(finding) for finding in result.findings],
         }
-        click.echo(json.dumps(text, indent=1, ensure_ascii=False, default=str))
+        click.echo(json.dumps(text, indent=1, ensure_ascii=False, allow_nan=False))
         return code
     console = Console()
     for kinds, everything in ((("exact",), False), (("timed",), True)):
@@ -109,7 +109,7 @@ def calibrate(workload: str | None, minutes: float, as_json: bool) -> ExitCode:
     with progress() as tell, tempfile.TemporaryDirectory(prefix="klppo-ab-") as folder:
         found, _ = measure(workload, minutes, Path(folder), tell)
     if as_json:
-        click.echo(json.dumps([asdict(noise) for noise in found], indent=1))
+        click.echo(json.dumps([asdict(noise) for noise in found], indent=1, allow_nan=False))
         return ExitCode.GOOD
     table = Table("workload")
     for name in (
@@ -131,11 +131,6 @@ def calibrate(workload: str | None, minutes: float, as_json: bool) -> ExitCode:
         )
     Console().print(table)
     return ExitCode.GOOD
-
-
-def without_nan(values: dict[str, Any]) -> dict[str, Any]:
-    """Null for a number that there is none of: NaN is no JSON."""
-    return {name: None if x != x else x for name, x in values.items()}  # noqa: PLR0124
 
 
 def write(out: Path, command: str, rows: "list[Row]") -> None:

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,7 +152,7 @@ def compare(
     from klppo_compile.perf.accepting import FILE, read_accepted
     from klppo_compile.perf.comparing_documents import compare_documents, open_document
     from klppo_compile.perf.comparing_table import conclusion, findings_table
-    from klppo_compile.perf.findings import exit_code
+    from klppo_compile.perf.findings import exit_code, told
 
     decisions = read_accepted(accepted or FILE)
     found = compare_documents(open_document(base), open_document(new), decisions, across_machines)
@@ -163,9 +162,9 @@ def compare(
             "verdict": conclusion(found.findings),
             "exit_code": int(code),
             "notes": found.notes,
-            "findings": [asdict(finding) for finding in found.findings],
+            "findings": [told(finding) for finding in found.findings],
         }
-        click.echo(json.dumps(text, indent=1, ensure_ascii=False, default=str))
+        click.echo(json.dumps(text, indent=1, ensure_ascii=False, allow_nan=False))
         return code
     console = page()
     table = findings_table(found.findings, everything)
