@@ -78,16 +78,16 @@ def run(arguments: Sequence[str]) -> int:
         code = klppo.main(list(arguments), prog_name="klppo", standalone_mode=False)
         return int(code or ExitCode.GOOD)
     except Exception as error:  # noqa: BLE001  the last line: a crash must not look like a failed check
-        code, text = _explain(error)
+        code, text = explain(error)
         # Read here, for an error of usage has no parsed options.
         if "--json" in arguments:
             _print_json(error, code, text)
         return code
 
 
-def _explain(error: Exception) -> tuple[ExitCode, str]:
+def explain(error: Exception, program: str = "klppo") -> tuple[ExitCode, str]:
     """Print an error as the user should see it; return its exit code and its text."""
-    code, text = ExitCode.CANNOT, "klppo itself broke; please report the lines above."
+    code, text = ExitCode.CANNOT, f"{program} itself broke; please report the lines above."
     missing = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
     if isinstance(error, click.ClickException):
         error.show()

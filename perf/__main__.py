@@ -1,6 +1,7 @@
 """`python -m klppo_compile.perf`: measure the loss here, on a CPU or on a GPU."""
 
 import importlib.util
+import math
 import os
 import sys
 from fnmatch import fnmatch
@@ -9,13 +10,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from klppo_compile.exit_codes import (
-    BadInputError,
-    ExitCode,
-    FailedError,
-    MissingRequirementError,
-    RefusalError,
-)
+from klppo_compile.cli import explain
+from klppo_compile.exit_codes import BadInputError, ExitCode, FailedError, MissingRequirementError
 
 NEEDS_TORCHRL = "The comparison needs torchrl: pip install 'klppo-compile[perf]'"
 NEEDS_TRITON = "This needs Triton: pip install 'klppo-compile[triton]', on Linux"
@@ -27,13 +23,13 @@ OUT = click.option(
 )
 
 
-def above_0(ctx: click.Context, param: click.Parameter, value: int) -> int:  # noqa: ARG001 - click's signature
+def above_0(ctx: click.Context, param: click.Parameter, value: float) -> float:  # noqa: ARG001 - click's signature
     """A positive number of the command line.
 
     Raises:
-        BadParameter: it is none.
+        BadParameter: it is none, or no finite one.
     """
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise click.BadParameter(f"it must be above 0; got {value}")
     return value
 
@@ -109,7 +105,14 @@ def cpu(workload: str, rounds: int, seconds: int, quick: bool, out: Path | None)
 
 
 @group.command()
-@click.option("--minutes", type=float, default=10.0, show_default=True, help="For all of it.")
+@click.option(
+    "--minutes",
+    type=float,
+    callback=above_0,
+    default=10.0,
+    show_default=True,
+    help="For all of it.",
+)
 @click.option("--interpret", is_flag=True, help="Tiny sizes on the CPU, to try the suite out.")
 @click.option("--tests/--no-tests", default=True, help="The kernel tests before all else.")
 @click.option(
@@ -147,19 +150,13 @@ def inductor(chips: tuple[str, ...], heads: tuple[str, ...], rows: int, out: Pat
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a subcommand and return its exit code; a refusal is one line."""
+    """Run a subcommand and return its exit code; errors are printed, never raised."""
     name = "python -m klppo_compile.perf"
     try:
         code = group.main(arguments, prog_name=name, standalone_mode=False)
-    except RefusalError as error:
-        click.echo(f"Error: {error}", err=True)
-        return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return ExitCode.BAD_INPUT
-    except click.Abort:
-        return ExitCode.INTERRUPTED
-    return int(code or ExitCode.GOOD)
+        return int(code or ExitCode.GOOD)
+    except Exception as error:  # noqa: BLE001  as in `klppo`: a crash must not look like a failed check
+        return explain(error, name)[0]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from functools import partial
 import pytest
 import torch
 
+import klppo_compile
+from klppo_compile.cli import run
 from klppo_compile.perf.__main__ import main
 from klppo_compile.perf.cpu import WrongAnswerError, check
 from klppo_compile.perf.machine import result_name, run_header
@@ -121,6 +123,26 @@ def test_a_pattern_that_matches_nothing_is_bad_input(capsys):
 def test_no_measurement_takes_no_time(option, capsys):
     assert main(["cpu", option, "0"]) == 2
     assert "must be above 0; got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("minutes", ["nan", "inf", "-inf", "0", "-1"])
+def test_no_budget_is_none_or_endless(minutes, capsys):
+    assert main(["gpu", "--minutes", minutes]) == 2
+    assert "must be above 0; got" in capsys.readouterr().err
+    for command in (["ab", ".", "."], ["calibrate"]):
+        assert run(["bench", *command, "--minutes", minutes]) == 2
+        assert "--minutes" in capsys.readouterr().err
+
+
+def test_what_breaks_here_is_no_failed_check(monkeypatch, capsys):
+    def broken(*_):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("klppo_compile.perf.cpu.measure_workload", broken)
+    assert main(["cpu", "--workload", "normal/heads/256"]) == 3
+    error = capsys.readouterr().err
+    assert "RuntimeError: a defect" in error
+    assert "Error: python -m klppo_compile.perf itself broke" in error
 
 
 def test_a_missing_torchrl_is_said(monkeypatch, capsys):

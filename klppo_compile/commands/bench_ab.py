@@ -1,6 +1,7 @@
 """`klppo bench ab` and `klppo bench calibrate`: two revisions, interleaved on this machine."""
 
 import json
+import math
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,19 @@ from klppo_compile.commands.bench_run import progress, require_place
 from klppo_compile.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from klppo_compile.perf.rows import Row
+    from klppo_compile.perf.ab_run import Result
+
+
+def finite(ctx: click.Context, param: click.Parameter, value: float) -> float:  # noqa: ARG001  click's signature
+    """A number that time can be; a range takes infinity, and what is no number.
+
+    Raises:
+        BadParameter: it is none.
+    """
+    if not math.isfinite(value):
+        raise click.BadParameter(f"it must be a number of minutes; got {value}")
+    return value
+
 
 workload_option = click.option(
     "--workload",
@@ -24,6 +37,7 @@ workload_option = click.option(
 minutes_option = click.option(
     "--minutes",
     type=click.FloatRange(min=0, min_open=True),
+    callback=finite,
     default=5.0,
     show_default=True,
     help="Time for all of it; it ends early once it is decided.",
