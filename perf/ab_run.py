@@ -41,6 +41,7 @@ class Result:
         rows: what was measured of the new side.
         notes: what to know beside them.
         launches: of the timed part.
+        measured: whose rows they are, as in the head of a result file: commit and version.
     """
 
     base: str
@@ -49,6 +50,7 @@ class Result:
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)
+    measured: dict[str, str] = field(default_factory=dict)
 
 
 def compare_revisions(
@@ -100,7 +102,8 @@ def compare_sources(
     progress(f"installing {base.name} and {new.name}")
     pair = install_pair(base, new, folder / "pair")
     probe(pair, list(dict.fromkeys((*workloads, *exact))))
-    result = Result(base.name, new.name, [])
+    measured = {"commit": new.commit, "version": new.version}
+    result = Result(base.name, new.name, [], measured=measured)
     progress(f"counting on {', '.join(exact)}")
     count_both(base, new, [w for w in WORKLOADS if w.name in exact], folder, result)
     if any(f.verdict is Verdict.REGRESSION for f in result.findings):

@@ -3,13 +3,15 @@
 import os
 import platform
 import re
-import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from klppo_compile import __version__
+from klppo_compile.perf.revisions import commit_here
 
 
 def cpu_model() -> str:
@@ -41,18 +43,8 @@ def machine_class(described: dict[str, Any]) -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, marked -dirty where files differ from it; "unknown" outside one."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"],  # noqa: S607 - whichever git is on the path
-            cwd=Path(__file__).resolve().parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
+    """The checkout's commit, as `commit_here` has it; "unknown" where the package is installed."""
+    return commit_here(Path(__file__).resolve().parents[1])
 
 
 def run_header(command: str) -> dict[str, Any]:
@@ -61,6 +53,7 @@ def run_header(command: str) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
+        "version": __version__,
         "command": command,
         "threads": torch.get_num_threads(),
         "machine": machine() | packages,

@@ -7,6 +7,8 @@ checkout's on every side, so that what is compared is measured by one text.
 """
 
 import io
+import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -14,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from klppo_compile.exit_codes import BadInputError, MissingRequirementError
+from klppo_compile.exit_codes import BadInputError, MissingRequirementError, RefusalError
 
 PACKAGE = "klppo_compile"
 # As long as the package's own name: no line of a copy is longer than the original's.
@@ -25,6 +27,7 @@ ALIASES = {
     "slow": "klppo_arm_for",
 }
 WORKING_TREE = "."
+UNKNOWN = "unknown"
 ROOMS = ("kernels", "export")
 ROOM = Path(__file__).resolve().parent
 LEFT_OUT = {"__pycache__", "results"}
@@ -37,10 +40,19 @@ class Source:
     Attributes:
         name: how the user named it, and the commit it is.
         files: text by path inside the package.
+        commit: as result files are named by it.
     """
 
     name: str
     files: dict[str, str]
+    commit: str = UNKNOWN
+
+    @property
+    def version(self) -> str:
+        """What the package says of itself."""
+        text = self.files.get("__init__.py", "")
+        found = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+        return found[1] if found else UNKNOWN
 
 
 def read_revision(revision: str, repository: Path | None = None) -> Source:
@@ -52,17 +64,35 @@ def read_revision(revision: str, repository: Path | None = None) -> Source:
     """
     root = Path(git("rev-parse", "--show-toplevel", at=repository or Path.cwd()).decode().strip())
     if revision == WORKING_TREE:
-        files, name = dict(files_of_tree(root)), "the working tree"
+        files, name, commit = dict(files_of_tree(root)), "the working tree", commit_here(root)
     else:
-        commit = commit_of(revision, root)
-        files = dict(files_of_archive(git("archive", "--format=tar", commit, at=root)))
-        name = commit[:10] if commit.startswith(revision) else f"{revision} ({commit[:10]})"
+        whole = commit_of(revision, root)
+        files = dict(files_of_archive(git("archive", "--format=tar", whole, at=root)))
+        commit = whole[:10]
+        name = commit if whole.startswith(revision) else f"{revision} ({commit})"
     if "loss.py" not in files:
         raise BadInputError(
             f"a revision must hold the package {PACKAGE}; {revision} of {root.name} does not. Run"
             " this in a checkout of klppo-compile."
         )
-    return Source(name, files)
+    return Source(name, files, commit)
+
+
+def commit_here(root: Path) -> str:
+    """A checkout's commit, marked -dirty where its files differ or the package has new ones.
+
+    "unknown" where this folder itself is no checkout: one around it is somebody else's.
+    """
+    if not (root / ".git").exists():
+        return UNKNOWN
+    package = (PACKAGE, *ROOMS, "perf", ":(exclude)perf/results")
+    describe = ("describe", "--always", "--dirty", "--abbrev=10", "--exclude=*")
+    try:
+        commit = git(*describe, at=root).decode().strip()
+        new = git("ls-files", "--others", "--exclude-standard", "--", *package, at=root)
+    except RefusalError:
+        return UNKNOWN
+    return f"{commit}-dirty" if new and not commit.endswith("-dirty") else commit
 
 
 def commit_of(revision: str, root: Path) -> str:
@@ -89,7 +119,7 @@ def commit_of(revision: str, root: Path) -> str:
 
 
 def git(*arguments: str, at: Path) -> bytes:
-    """What git prints.
+    """What git prints of the repository there, whichever one its variables name.
 
     Raises:
         BadInputError: git refuses.
@@ -99,6 +129,7 @@ def git(*arguments: str, at: Path) -> bytes:
         done = subprocess.run(  # noqa: S603  git, on what the user named after --end-of-options
             ["git", *arguments],  # noqa: S607 - whichever git is on the path
             cwd=at,
+            env={name: value for name, value in os.environ.items() if name[:4] != "GIT_"},
             capture_output=True,
             check=True,
         )

@@ -155,6 +155,7 @@ def test_results_are_named_by_date_commit_and_machine():
     header = run_header("python -m klppo_compile.perf cpu")
     assert re.fullmatch(r"\d{4}-\d\d-\d\d-[^-]+(-dirty)?-.+\.json", result_name(header))
     assert header["machine"]["torch"] == torch.__version__
+    assert header["version"] == klppo_compile.__version__
 
 
 def test_workloads_reproduce():

@@ -1,6 +1,8 @@
 """Revisions side by side: what is installed, what is refused, what is seeded."""
 
 import ast
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import klppo_compile
 from klppo_compile.cli import run
 from klppo_compile.exit_codes import BadInputError, CannotError, FailedError
 from klppo_compile.perf import ab_run, exact_cache, pairing
@@ -18,6 +21,7 @@ from klppo_compile.perf.revisions import (
     ALIASES,
     PACKAGE,
     Source,
+    commit_here,
     inside_package,
     install,
     read_revision,
@@ -57,6 +61,52 @@ def test_a_revision_is_read_from_git_and_from_disk(repository):
     assert "2" in second.files["loss.py"]
     assert read_revision(".", repository).files == second.files
     assert first.name.startswith("HEAD~1 (")
+
+
+def test_a_revision_knows_its_commit(repository, monkeypatch):
+    first, here = read_revision("HEAD~1", repository), read_revision(".", repository)
+    assert re.fullmatch(r"[0-9a-f]{10}", first.commit)
+    assert here.commit == read_revision("HEAD", repository).commit != first.commit
+    assert first.version == "unknown"
+    assert read_revision(".", ROOT).version == klppo_compile.__version__
+    # Neither a variable of git's nor a repository around it makes a folder somebody else's.
+    monkeypatch.setenv("GIT_DIR", str(ROOT / ".git"))
+    assert commit_here(repository) == here.commit
+    assert commit_here(repository / "klppo_compile") == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("place", "dirty"),
+    [
+        ("klppo_compile/new.py", True),
+        ("perf/new.py", True),
+        ("kernels/a.py", True),
+        ("perf/results/run.json", False),
+        ("notes.txt", False),
+    ],
+)
+def test_a_file_that_no_commit_has_makes_it_dirty(repository, tmp_path, place, dirty):
+    root = shutil.copytree(repository, tmp_path / "copy")
+    path = root / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("x = 1\n")
+    assert commit_here(root) == commit_here(repository) + "-dirty" * dirty
+
+
+def test_rows_of_two_revisions_are_filed_under_the_new_one(tmp_path, monkeypatch):
+    row = Row(GATE[0], "ours compiled", "kernels", "kernels", 3, 3, 3, 1, "lower", "exact")
+    monkeypatch.setattr(ab_run, "probe", lambda *_: None)
+    two = Source("two", {"__init__.py": '__version__ = "9.9"\n'}, "0123456789")
+    result = compare_sources(Source("one", {}), two, GATE, 0.0, None, tmp_path, print, ())
+    measured = {"commit": "0123456789", "version": "9.9"}
+    assert result.measured == measured
+    result.rows.append(row)
+    result.findings.clear()
+    monkeypatch.setattr(ab_run, "compare_revisions", lambda *_: result)
+    assert run(["bench", "ab", "one", "two", "--out", str(tmp_path / "out")]) == 0
+    (path,) = (tmp_path / "out").iterdir()
+    assert path.name[10:22] == "-0123456789-"
+    assert read_document(path)[0].items() >= measured.items()
 
 
 @pytest.mark.parametrize("revision", ["nowhere", "--help", "HEAD:klppo_compile", ""])
