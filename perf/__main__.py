@@ -75,8 +75,8 @@ def group() -> None:
 def cpu(workload: str, rounds: int, seconds: int, quick: bool, out: Path | None) -> None:
     """Time the loss on one thread, beside torchrl's."""
     from klppo_compile.perf.cpu import WrongAnswerError, measure_workload
-    from klppo_compile.perf.machine import result_name, run_header
-    from klppo_compile.perf.rows import Row, write_document
+    from klppo_compile.perf.machine import run_header
+    from klppo_compile.perf.rows import Row, require_place, write_result
     from klppo_compile.perf.table import table_of
     from klppo_compile.perf.workloads import WORKLOADS
 
@@ -88,6 +88,7 @@ def cpu(workload: str, rounds: int, seconds: int, quick: bool, out: Path | None)
         raise BadInputError(
             f"--workload must match a workload; {workload!r} matches none of {names}"
         )
+    require_place(out)
     rows: list[Row] = []
     console = Console()
     for one in chosen:
@@ -99,8 +100,7 @@ def cpu(workload: str, rounds: int, seconds: int, quick: bool, out: Path | None)
         rows += measured
     if out is not None:
         header = run_header("python -m klppo_compile.perf " + " ".join(sys.argv[1:]))
-        path = out if out.suffix == ".json" else out / result_name(header)
-        write_document(path, header, rows)
+        path = write_result(out, header, rows)
         console.print(f"rows written to {path}")
 
 

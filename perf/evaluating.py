@@ -26,7 +26,7 @@ from tensordict import TensorDict
 from klppo_compile.compiling import compile_loss
 from klppo_compile.exit_codes import FailedError, MissingRequirementError
 from klppo_compile.perf.cpu import WrongAnswerError
-from klppo_compile.perf.machine import result_name, run_header
+from klppo_compile.perf.machine import run_header
 from klppo_compile.perf.measure import ENOUGH, estimate, interleave, ratios
 from klppo_compile.perf.providers import (
     OURS,
@@ -35,7 +35,7 @@ from klppo_compile.perf.providers import (
     our_loss,
     torchrl_loss,
 )
-from klppo_compile.perf.rows import Row, write_document
+from klppo_compile.perf.rows import Row, require_place, write_result
 from klppo_compile.perf.workloads import WIDTHS, Problem, Workload, problem
 
 if TYPE_CHECKING:
@@ -261,6 +261,7 @@ def command(family: str, rows: int, out: Path | None) -> None:
             raise MissingRequirementError(
                 f"This needs {package}: pip install 'klppo-compile[{extra}]'"
             )
+    require_place(out)
     torch.set_num_threads(1)
     console, found = Console(), []
     for name in WIDTHS if family == "all" else (family,):
@@ -275,7 +276,5 @@ def command(family: str, rows: int, out: Path | None) -> None:
             found += measured
     if out is not None:
         header = run_header(f"python -m klppo_compile.perf onnx --family {family} --rows {rows}")
-        name = result_name(header).removesuffix(".json") + "-onnx.json"
-        path = out if out.suffix == ".json" else out / name
-        write_document(path, header, found)
+        path = write_result(out, header, found, "-onnx")
         console.print(f"rows written to {path}")

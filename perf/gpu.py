@@ -20,8 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from klppo_compile.exit_codes import BadInputError, CannotError, ExitCode, MissingRequirementError
 from klppo_compile.perf import gpu_targets
+from klppo_compile.perf.comparing_documents import open_document
 from klppo_compile.perf.machine import result_name, run_header
-from klppo_compile.perf.rows import Row, read_document, write_document
+from klppo_compile.perf.rows import Row, require_place, write_document
 
 if TYPE_CHECKING:
     from klppo_compile.perf.gpu_cases import Job
@@ -55,9 +56,13 @@ class Record:
     def add(
         self, rows: list[Row], workload: str = "", refused: dict[str, str] | None = None
     ) -> None:
-        """Keep what is new, and write the document."""
+        """Keep what is new, and write the document.
+
+        A backward that noise took to 0 or below, the difference of two times, is no measurement.
+        """
         known = {(row.workload, row.provider, row.metric) for row in self.rows}
-        self.rows += [r for r in rows if (r.workload, r.provider, r.metric) not in known]
+        sound = [row for row in rows if row.kind != "timed" or row.low > 0]
+        self.rows += [r for r in sound if (r.workload, r.provider, r.metric) not in known]
         if refused:
             self.header["refused"].setdefault(workload, {}).update(refused)
         write_document(self.path, self.header, self.rows)
@@ -168,21 +173,22 @@ def open_record(head: dict[str, Any], out: Path | None) -> Record:
     """A new document, or the one that a run like this has begun.
 
     Raises:
-        BadInputError: the file belongs to another commit or machine.
+        BadInputError: the file belongs to another commit or machine, is broken or can't be written.
     """
     if out is None:
         out = Path(tempfile.mkdtemp()) if head["interpreted"] else RESULTS
+    require_place(out)
     path = out if out.suffix == ".json" else out / result_name(head)
     if not path.exists():
         return Record(path, head)
-    known, rows = read_document(path)
+    begun = open_document(path)
     for what in ("commit", "machine"):
-        if known[what] != head[what]:
+        if begun.run.get(what) != head[what]:
             raise BadInputError(
                 f"A run is continued on the same {what} only; {path.name} was begun on"
-                f" {known[what]}, this is {head[what]}. Name another --out."
+                f" {begun.run.get(what)}, this is {head[what]}. Name another --out."
             )
-    return Record(path, known, rows)
+    return Record(path, begun.run, begun.rows)
 
 
 def test_kernels(

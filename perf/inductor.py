@@ -24,8 +24,8 @@ from klppo_compile.exit_codes import BadInputError
 from klppo_compile.perf.gpu_cases import HEADS, INDUCTOR, OURS, TOKENS, VOCABULARIES
 from klppo_compile.perf.inductor_code import Kernel, Module, modules, require_torch
 from klppo_compile.perf.inductor_device import described_device
-from klppo_compile.perf.machine import result_name, run_header
-from klppo_compile.perf.rows import Row, write_document
+from klppo_compile.perf.machine import run_header
+from klppo_compile.perf.rows import Row, require_place, write_result
 from klppo_compile.records import Minibatch, PolicyHead
 
 DIRECTIONS, BOTH = ("forward", "backward"), "both"
@@ -95,9 +95,10 @@ def show(
         console: to print on.
 
     Raises:
-        RefusalError: another torch, no such head.
+        RefusalError: another torch, no such head, a place that can't be written.
     """
     require_torch()
+    require_place(out)
     rows: list[Row] = []
     sizes = dict.fromkeys(heads or USUAL, batch)
     sizes |= {} if heads else dict.fromkeys(WORDS, min(batch, TOKENS))
@@ -113,8 +114,7 @@ def show(
         head = run_header("python -m klppo_compile.perf inductor")
         described = {"cpu": "code for", "cores": 0, "isa": "-".join(chips)}
         head["machine"] |= described
-        path = out if out.suffix == ".json" else out / result_name(head)
-        write_document(path, head, rows)
+        path = write_result(out, head, rows)
         console.print(f"rows written to {path}", soft_wrap=True)
 
 

@@ -6,12 +6,16 @@ rows; nothing else is stored.
 
 import json
 import math
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from klppo_compile.exit_codes import BadInputError
+from klppo_compile.perf.machine import result_name
 
 SCHEMA = "klppo-perf-rows/2"
 KINDS = ("exact", "counted", "timed")
@@ -51,11 +55,88 @@ class Row:
     launches: int = 1
 
 
+def require_place(out: Path | None) -> None:
+    """See that a result can be written before it is measured; the folder is made.
+
+    Raises:
+        BadInputError: a file is where a folder must be or the other way round, or the folder can't
+            be made or written.
+    """
+    if out is None:
+        return
+    folder = out.parent if out.suffix == ".json" else out
+    try:
+        if out.suffix == ".json" and out.is_dir():
+            raise IsADirectoryError(f"{out} is a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BadInputError(
+            f"--out must be a .json file or a folder that can be made and written; {out} is"
+            f" neither: {error}."
+        ) from error
+
+
+def write_result(out: Path, run: dict[str, Any], rows: list[Row], ending: str = "") -> Path:
+    """Write a document and return where: to a .json file, or to a named one of its own in a folder.
+
+    `ending` is that of the name.
+
+    Raises:
+        BadInputError: it can't be written.
+    """
+    if out.suffix == ".json":
+        write_document(out, run, rows)
+        return out
+    require_place(out)
+    path = claimed(out, result_name(run).removesuffix(".json") + ending)
+    try:
+        write_document(path, run, rows)
+    except BaseException:
+        path.unlink()
+        raise
+    return path
+
+
+def claimed(folder: Path, stem: str, number: int = 1) -> Path:
+    """An empty file under a name that no other run has, nor one that ends just now."""
+    path = folder / f"{stem}{f'-{number}' * (number > 1)}.json"
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return claimed(folder, stem, number + 1)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    return path
+
+
+def unwritable(path: Path, error: OSError) -> BadInputError:
+    """What to say where a file can't be written."""
+    return BadInputError(
+        f"a result needs a file to be written; {path} can't be: {error}. Name another."
+    )
+
+
 def write_document(path: Path, run: dict[str, Any], rows: list[Row]) -> None:
-    """Write a run (when, which commit, which machine, how) and its rows as JSON."""
+    """Write a run (when, which commit, which machine, how) and its rows as JSON: all or nothing.
+
+    Raises:
+        BadInputError: it can't be written; what was there is as it was.
+    """
     document = {"schema": SCHEMA, "run": run, "rows": [asdict(row) for row in rows]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    path = path.resolve()  # behind a link, which stays
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with suppress(OSError):
+            part.unlink()
 
 
 def read_document(path: Path) -> tuple[dict[str, Any], list[Row]]:

@@ -26,7 +26,7 @@ from klppo_compile.perf.revisions import (
     install,
     read_revision,
 )
-from klppo_compile.perf.rows import Row
+from klppo_compile.perf.rows import Row, read_document
 from klppo_compile.perf.seeding import read_changes, seeded, slowdown
 from klppo_compile.perf.workloads import WORKLOADS
 

@@ -99,6 +99,17 @@ def test_a_file_of_another_commit_is_not_continued(tmp_path):
     assert open_record(head, out).rows == []
     with pytest.raises(BadInputError, match="same commit only"):
         open_record(head | {"commit": "another"}, out)
+    out.write_text("{")
+    with pytest.raises(BadInputError, match="must be a JSON document"):
+        open_record(head, out)
+
+
+def test_a_difference_that_noise_made_is_no_row(tmp_path):
+    record = open_record(header("gpu", interpret=True), tmp_path / "run.json")
+    rows = [row("w", f"time, {name}", x) for name, x in (("forward", 2.0), ("backward", -0.1))]
+    record.add([*rows, dataclasses.replace(row("w", SYNCS, 0), kind="exact")])
+    assert [r.metric for r in record.rows] == ["time, forward", SYNCS]
+    assert read_document(record.path)[1] == record.rows
 
 
 def test_the_kernel_tests_run_as_a_subprocess(tmp_path):

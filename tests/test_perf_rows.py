@@ -2,14 +2,17 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from klppo_compile.cli import run
 from klppo_compile.exit_codes import BadInputError
-from klppo_compile.perf.rows import SCHEMA, Row, read_document
+from klppo_compile.perf.__main__ import main
+from klppo_compile.perf.machine import result_name
+from klppo_compile.perf.rows import SCHEMA, Row, read_document, write_document, write_result
 
 RESULTS = sorted((Path(__file__).parents[1] / "perf" / "results").glob("*.json"))
 EXACT = Row("w", "ours compiled", "kernels", "kernels", 35, 35, 35, 1, "lower", "exact")
@@ -77,3 +80,71 @@ def test_what_no_parser_takes_is_bad_input(tmp_path, text):
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name[:21])
 def test_every_record_is_read(path):
     assert read_document(path)[1]
+
+
+HEAD = RUN | {"date": "2026-11-30T12:00:00+00:00", "commit": "abc"}
+
+
+def test_no_run_takes_anothers_name(tmp_path):
+    paths = [write_result(tmp_path, HEAD, [replace(EXACT, samples=n)]) for n in (1, 2, 3)]
+    stem = result_name(HEAD).removesuffix(".json")
+    assert [path.name for path in paths] == [f"{stem}{end}.json" for end in ("", "-2", "-3")]
+    assert [read_document(path)[1][0].samples for path in paths] == [1, 2, 3]
+    assert write_result(tmp_path, HEAD, [EXACT], "-onnx").name == f"{stem}-onnx.json"
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_file_that_is_named_is_written_again_and_behind_its_link(tmp_path):
+    named, link = tmp_path / "new" / "run.json", tmp_path / "link.json"
+    link.symlink_to(named)
+    for samples, path in ((1, named), (2, named), (3, link)):
+        assert write_result(path, HEAD, [replace(EXACT, samples=samples)]) == path
+        assert read_document(named)[1][0].samples == samples
+    assert link.is_symlink()
+    assert list(named.parent.iterdir()) == [named]
+
+
+def test_what_can_not_be_written_leaves_what_was_there(tmp_path, monkeypatch):
+    path = write_result(tmp_path, HEAD, [EXACT])
+
+    def full(self, text, **_):
+        with self.open("w") as file:
+            file.write(text[:9])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    for out in (path, tmp_path):
+        with pytest.raises(BadInputError, match=r"can't be: .* No space left"):
+            write_result(out, HEAD, [EXACT, EXACT])
+    assert list(tmp_path.iterdir()) == [path]
+    assert read_document(path)[1] == [EXACT]
+
+
+def test_no_file_has_a_number_that_json_lacks(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_document(tmp_path / "a.json", HEAD, [replace(EXACT, value=math.nan)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_can_not_be_written_is_found_before_measuring(tmp_path, monkeypatch, capsys):
+    def measured(*_, **__):
+        raise AssertionError
+
+    for name in ("suites.run_suite", "cpu.measure_workload", "ab_run.compare_revisions"):
+        monkeypatch.setattr(f"klppo_compile.perf.{name}", measured)
+    for name in ("evaluating.prepared", "inductor.compare"):
+        monkeypatch.setattr(f"klppo_compile.perf.{name}", measured)
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "file").touch()
+    for place in ("folder.json", "file", "file/run.json"):
+        out = f"--out={tmp_path / place}"
+        for command in (["run", "--part", "kernels"], ["ab", ".", "."]):
+            assert run(["bench", *command, out]) == 2
+        commands = [["cpu"], ["onnx"]]
+        if find_spec("triton"):
+            commands += [["inductor"], ["gpu", "--interpret", "--no-tests"]]
+        for command in commands:
+            assert main([*command, out]) == 2, command
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert all(line.startswith("Error: --out must be a .json file") for line in lines)
+        assert len(lines) == 2 + len(commands)

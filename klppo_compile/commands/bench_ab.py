@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from klppo_compile.commands.bench_run import progress, require_place
+from klppo_compile.commands.bench_run import progress
 from klppo_compile.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -78,14 +78,14 @@ def ab(
     from klppo_compile.perf.ab_run import compare_revisions
     from klppo_compile.perf.comparing_table import conclusion, findings_table
     from klppo_compile.perf.findings import exit_code, told
+    from klppo_compile.perf.rows import require_place
 
-    if out is not None:
-        require_place(out)
+    require_place(out)
     with progress() as tell, tempfile.TemporaryDirectory(prefix="klppo-ab-") as folder:
         result = compare_revisions(rev_a, rev_b, workload, minutes, launches, Path(folder), tell)
     code = exit_code(result.findings)
     if out is not None:
-        write(out, f"klppo bench ab {rev_a} {rev_b}", result.rows)
+        write(out, f"klppo bench ab {rev_a} {rev_b}", result)
     if as_json:
         text = {
             "base": result.base,
@@ -147,12 +147,10 @@ def calibrate(workload: str | None, minutes: float, as_json: bool) -> ExitCode:
     return ExitCode.GOOD
 
 
-def write(out: Path, command: str, rows: "list[Row]") -> None:
-    """Write what was measured of the new side as a result file."""
-    from klppo_compile.perf.machine import result_name, run_header
-    from klppo_compile.perf.rows import write_document
+def write(out: Path, command: str, result: "Result") -> None:
+    """Write what was measured of the new side as a result file, under the new side's commit."""
+    from klppo_compile.perf.machine import run_header
+    from klppo_compile.perf.rows import write_result
 
-    header = run_header(command)
-    path = out if out.suffix == ".json" else out / result_name(header)
-    write_document(path, header, rows)
-    click.echo(f"{len(rows)} rows written to {path}", err=True)
+    path = write_result(out, run_header(command) | result.measured, result.rows)
+    click.echo(f"{len(result.rows)} rows written to {path}", err=True)

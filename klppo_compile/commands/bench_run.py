@@ -50,6 +50,8 @@ def run(suite: str, parts: tuple[str, ...], workloads: tuple[str, ...], out: Pat
 
     A loss whose answer is wrong gets no numbers: that fails.
     """
+    from klppo_compile.perf.rows import require_place, write_result
+
     require_place(out)
     if suite == "gpu":
         if parts or workloads:
@@ -57,8 +59,6 @@ def run(suite: str, parts: tuple[str, ...], workloads: tuple[str, ...], out: Pat
         from klppo_compile.perf.gpu import run_gpu_suite
 
         return run_gpu_suite(out=out)
-    from klppo_compile.perf.machine import result_name
-    from klppo_compile.perf.rows import write_document
     from klppo_compile.perf.suites import header_of, require_known, run_suite
 
     require_known(suite, workloads)
@@ -67,8 +67,7 @@ def run(suite: str, parts: tuple[str, ...], workloads: tuple[str, ...], out: Pat
         outcome = run_suite(suite, tell, parts, workloads)
     command = " ".join(["klppo bench run --suite", suite, *(f"--part {part}" for part in parts)])
     header = header_of(command, suite, outcome)
-    path = out if out.suffix == ".json" else out / result_name(header)
-    write_document(path, header, outcome.rows)
+    path = write_result(out, header, outcome.rows)
     show(outcome, console)
     console.print(f"{len(outcome.rows)} rows written to {path}", soft_wrap=True, highlight=False)
     return ExitCode.GOOD
@@ -78,21 +77,6 @@ def page() -> Console:
     """Standard output; in a log as wide as the tables, not as a terminal of 80 columns."""
     console = Console()
     return console if console.is_terminal else Console(width=LOG_WIDTH)
-
-
-def require_place(out: Path) -> None:
-    """Make the folder before anything is measured.
-
-    Raises:
-        BadInputError: a file is where a folder must be, or the folder can't be made.
-    """
-    folder = out.parent if out.suffix == ".json" else out
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInputError(
-            f"--out must be a .json file or a folder that can be made; {out} is neither: {error}."
-        ) from error
 
 
 @contextmanager
