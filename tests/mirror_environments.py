@@ -58,6 +58,17 @@ class Broken(Mirror):
         return observation, float("nan"), terminated, truncated, info
 
 
+class InPlace(Mirror):
+    """Counts its steps in the one array that it keeps, as simulators in C do."""
+
+    def _observe(self):
+        super()._observe()
+        if not hasattr(self, "kept"):
+            self.kept = np.zeros(COMPONENTS, np.float32)
+        self.kept[:] = self.count
+        return self.kept
+
+
 SPACES = {
     "Discrete": lambda: spaces.Discrete(2, start=3),
     "MultiDiscrete": lambda: spaces.MultiDiscrete([2, 4], start=[0, 5]),
@@ -76,6 +87,7 @@ NAMES = {
     "Image": {"kind": "Discrete", "observation_shape": (2, 3)},
     "Terminating": {"kind": "Discrete", "terminate": True},
     "Broken": {"kind": "Discrete", "cls": Broken},
+    "InPlace": {"kind": "Discrete", "cls": InPlace},
 }
 
 for name, options in NAMES.items():

@@ -141,6 +141,19 @@ def test_the_observation_that_ended_an_episode_is_kept():
     environments.close()
 
 
+def test_the_observation_that_ended_an_episode_outlives_an_array_written_in_place():
+    environments = make_environments("tests/InPlace-v0", 2)
+    action = describe_actions(environments.single_action_space)
+    agent = build_agent(describe_observations(environments.single_observation_space), action)
+    length = mirror_environments.LENGTH
+    experience = Collector(environments, agent, action, [0, 1]).collect(2 * length + 1)
+    environments.close()
+    counts = [step % length for step in range(2 * length + 2)]
+    assert experience.observation[:, 0, 0].tolist() == counts
+    assert experience.truncated.sum() == 4
+    assert (experience.final_observation == length).all()
+
+
 def test_a_rollout_agrees_with_its_policy():
     settings = settings_for("MultiDiscrete")
     environments = make_environments(settings.env, settings.num_envs)

@@ -1,6 +1,5 @@
 """Gymnasium environments: made, stepped side by side, and refused in words when they don't fit."""
 
-from functools import partial
 from typing import Any
 
 import gymnasium
@@ -11,14 +10,45 @@ from numpy.typing import NDArray
 from klppo_compile.exit_codes import BadInputError, MissingRequirementError
 
 
+class OwnObservations(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Gives copies of the observations of one environment, and no infos, which nobody here reads.
+
+    Gymnasium keeps the observation that ended an episode by reference while it restarts the
+    environment: one that writes its only array in place would overwrite it there.
+    """
+
+    def __init__(self, env: "gymnasium.Env[Any, Any]") -> None:
+        super().__init__(env)
+        # Looked up once: through the wrappers that Gymnasium adds it takes as long as the copy.
+        self.dtype = env.observation_space.dtype
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        observation, _ = self.env.reset(seed=seed, options=options)
+        return self._copy(observation), {}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take a step."""
+        observation, reward, terminated, truncated, _ = self.env.step(action)
+        return self._copy(observation), reward, terminated, truncated, {}
+
+    def _copy(self, observation: Any) -> NDArray[Any]:
+        return np.asarray(observation).astype(self.dtype, casting="same_kind")
+
+
 def make_environments(env: str, count: int) -> "SyncVectorEnv[NDArray[Any], NDArray[Any]]":
     """Make `count` copies of an environment that restart in the step that ends an episode.
 
     With SAME_STEP no step is spent on a restart, and the observation that ended an episode comes
     in `infos["final_obs"]`: the one whose value a truncated episode is continued with.
     """
-    # Gymnasium's checker looks at every step of every copy; ours looks at whole rollouts.
-    make = partial(gymnasium.make, env, disable_env_checker=True)
+
+    def make() -> OwnObservations:
+        # Gymnasium's checker looks at every step of every copy; ours looks at whole rollouts.
+        return OwnObservations(gymnasium.make(env, disable_env_checker=True))
+
     try:
         return SyncVectorEnv([make] * count, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
     except gymnasium.error.DependencyNotInstalled as error:
