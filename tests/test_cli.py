@@ -243,7 +243,7 @@ def test_an_occupied_run_folder_is_refused(tmp_path, capsys):
 def test_an_environment_that_gives_no_numbers_cannot_be_trained_on(tmp_path, capsys):
     arguments = ["train", "--env", MIRROR.format("Broken"), "--out", str(tmp_path / "r"), *SMALL]
     assert run(arguments) == ExitCode.CANNOT
-    assert "every reward of a rollout must be finite" in capsys.readouterr().err
+    assert "every reward of an evaluation must be finite" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
 
 

@@ -102,7 +102,7 @@ def test_an_occupied_folder_is_refused_and_left_alone(tmp_path):
 
 
 def test_a_failed_run_leaves_nothing(tmp_path):
-    with pytest.raises(CannotError, match="every reward of a rollout must be finite"):
+    with pytest.raises(CannotError, match="every reward of an evaluation must be finite"):
         train(settings_for("Broken"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from klppo_compile.training.acting import draw, require_finite
 from klppo_compile.training.agent import Agent
 from klppo_compile.training.environments import make_environments, seeds_for
 from klppo_compile.training.spaces import ActionSpec
@@ -44,11 +45,13 @@ def evaluate(
         returns = np.zeros(episodes)
         running = np.ones(episodes, np.bool_)
         for _ in range(MAX_STEPS):
-            head = agent.head(torch.from_numpy(np.asarray(observation, np.float32)))
-            chosen = agent.distribution(*head).sample().numpy()
+            seen = torch.from_numpy(np.asarray(observation, np.float32))
+            require_finite(seen.numpy(), "observation of an evaluation")
+            chosen, _ = draw(agent, seen, "an evaluation")
             observation, reward, terminated, truncated, _ = environments.step(
-                action.to_environment(chosen)
+                action.to_environment(chosen.numpy())
             )
+            require_finite(reward, "reward of an evaluation")
             returns += np.where(running, reward, 0.0)
             running &= ~(terminated | truncated)
             if not running.any():

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tensordict import TensorDict
 from torch import Tensor
 
-from klppo_compile.exit_codes import CannotError
+from klppo_compile.training.acting import draw, require_finite
 from klppo_compile.training.agent import Agent
 from klppo_compile.training.environments import final_observations
 from klppo_compile.training.normaliser import RunningMoments
@@ -68,8 +68,7 @@ class Collector:
         actions, heads, finals, returns = [], [], [], []
         for step in range(horizon):
             observation[step].numpy()[...] = self.observation
-            head = self.agent.head(observation[step])
-            action = self.agent.distribution(*head).sample()
+            action, head = draw(self.agent, observation[step], "a rollout")
             self.observation, reward[step], terminated[step], truncated[step], infos = (
                 self.environments.step(self.action.to_environment(action.numpy()))
             )
@@ -93,7 +92,9 @@ class Collector:
             final_observation=torch.from_numpy(final),
             episode_returns=returns,
         )
-        _require_finite(experience)
+        require_finite(reward, "reward of a rollout")
+        require_finite(observation.numpy(), "observation of a rollout")
+        require_finite(final, "final observation of a rollout")
         return experience
 
 
@@ -187,19 +188,3 @@ def generalised_advantage(
         running = residual[step] + gamma * lmbda * np.where(ended[step], 0.0, running)
         advantage[step] = running
     return advantage
-
-
-def _require_finite(experience: Experience) -> None:
-    """Refuse a rollout that would destroy the weights."""
-    parts = {
-        "observation": experience.observation,
-        "final observation": experience.final_observation,
-        "reward": torch.from_numpy(experience.reward),
-        "policy": experience.head[0].nan_to_num(neginf=0.0, nan=torch.inf),
-    }
-    for name, part in parts.items():
-        if not torch.isfinite(part).all():
-            raise CannotError(
-                f"every {name} of a rollout must be finite; got NaN or infinity."
-                " Look for a division by zero in the environment, or lower the learning rate."
-            )
