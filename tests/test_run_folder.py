@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tensordict import TensorDict
 
-from klppo_compile.exit_codes import BadInputError
+from klppo_compile.exit_codes import BadInputError, CannotError
 from klppo_compile.training.loading import load_run
 from klppo_compile.training.metrics import COLUMNS, read_metrics
+from klppo_compile.training.run_folder import RunFolder
 from klppo_compile.training.train import resume, train
 from tests.training_cases import FILES, settings_for
 
@@ -75,6 +76,40 @@ def test_checkpoints_are_the_state_dict_of_the_loss(finished):
     run = load_run(folder, "best")
     state = load_file(folder / "best.safetensors")
     assert state.keys() == run.loss.state_dict().keys()
+
+
+@pytest.mark.parametrize("kind", ["Box", "MultiDiscrete", "MultiBinary"])
+def test_the_rollout_is_what_tensordict_writes(kind, tmp_path):
+    train(settings_for(kind, steps=128), tmp_path / "run")
+    rollout = TensorDict.load_memmap(tmp_path / "run" / "rollout")
+    rollout.clone().memmap(tmp_path / "theirs")
+    ours, theirs = contents(tmp_path / "run" / "rollout"), contents(tmp_path / "theirs")
+    assert [path.name for path in ours] == [path.name for path in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        if mine.name == "meta.json":
+            assert json.loads(ours[mine]) == json.loads(theirs[other])
+        else:
+            assert ours[mine] == theirs[other]
+
+
+@pytest.fixture
+def largest_file():
+    """Limit the size of the files that this process writes: the nearest to a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_rollout_that_finds_no_room_is_refused_and_leaves_nothing(tmp_path, largest_file):
+    folder = RunFolder(tmp_path)
+    kept = TensorDict(action=torch.zeros(3), batch_size=[3])
+    folder.write_rollout(kept)
+    largest_file(1000)
+    with pytest.raises(CannotError, match="rollout must be writable; got File too large"):
+        folder.write_rollout(TensorDict(action=torch.zeros(300), batch_size=[300]))
+    assert [path.name for path in tmp_path.iterdir()] == ["rollout"]
+    assert (TensorDict.load_memmap(folder.rollout) == kept).all()
 
 
 # Folders that were damaged

@@ -1,5 +1,6 @@
 """A run on disk: which files there are, and how they are written and read back."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -126,9 +127,20 @@ class RunFolder:
         return RunConfig(settings, observation, action)
 
     def write_rollout(self, rollout: TensorDict) -> None:
-        """Replace `rollout/` by these rows."""
+        """Replace `rollout/` by these rows, in the files that TensorDict's memmap makes.
+
+        Not by memmap itself: it writes to maps of empty files, and where the disk fills up under
+        a map the kernel kills the process.
+        """
         with replacing(self.rollout) as temporary:
-            rollout.memmap(temporary, copy_existing=True)
+            temporary.mkdir()
+            meta: dict[str, Any] = {}
+            for name, rows in rollout.items():
+                (temporary / f"{name}.memmap").write_bytes(rows.contiguous().numpy().tobytes())
+                leaf = {"device": "cpu", "shape": list(rows.shape), "dtype": str(rows.dtype)}
+                meta[name] = {**leaf, "is_nested": False}
+            meta |= {"shape": list(rollout.shape), "device": "cpu", "_type": str(type(rollout))}
+            (temporary / "meta.json").write_text(json.dumps(meta))
 
     def read_rollout(self, head_keys: tuple[str, ...]) -> TensorDict:
         """Read the keys of `rollout/` that the loss reads, into memory.
