@@ -11,6 +11,7 @@ from klppo_compile.exit_codes import BadInputError, CannotError, MissingRequirem
 from klppo_compile.training import files
 from klppo_compile.training.loading import load_run
 from klppo_compile.training.metrics import read_metrics
+from klppo_compile.training.run_folder import RunFolder
 from klppo_compile.training.settings import TrainSettings
 from klppo_compile.training.train import resume, train
 from tests import mirror_environments
@@ -123,11 +124,48 @@ def test_a_full_disk_is_said_and_keeps_what_was_saved(tmp_path, monkeypatch):
         if row.iteration == 2:
             monkeypatch.setattr(files, "save", full)
 
-    with pytest.raises(CannotError, match=r"safetensors must be writable; got No space left"):
+    reason = r"safetensors must be writable; got No space left.* saved before is in .*run; --resume"
+    with pytest.raises(CannotError, match=reason):
         train(settings_for("Box"), tmp_path / "run", report=on_the_second)
     monkeypatch.undo()
     assert load_run(tmp_path / "run", "last").example.shape == (128,)
     assert resume(tmp_path / "run").finished
+
+
+@pytest.mark.parametrize("save", ["write_rollout", "write_checkpoint", "write_summary"])
+def test_a_first_save_that_fails_leaves_nothing_and_says_so(save, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        with files.replacing(tmp_path / "run" / "file") as temporary:
+            temporary.write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RunFolder, save, full)
+    with pytest.raises(CannotError, match=r"No space left on device\. Make .*\. Nothing is left"):
+        train(settings_for("Box"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.undo()
+    assert train(settings_for("Box", steps=128), tmp_path / "run").finished
+
+
+def test_a_run_that_is_killed_in_its_first_save_keeps_only_what_others_wrote(tmp_path, monkeypatch):
+    def quit_at_once(*args):
+        (tmp_path / "notes.txt").write_text("mine")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "write_summary", quit_at_once)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings_for("Box"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_folder_that_takes_no_config_is_not_left_behind(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(json, "dumps", full)
+    with pytest.raises(BadInputError, match=r"config.json must be writable; got No space left"):
+        train(settings_for("Box"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise CannotError(
             f"{path} must be writable; got {error.strerror or error}."
-            " Make room or give another folder; what was written before is intact."
+            " Make room or give another folder."
         ) from error
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -80,7 +81,11 @@ class RunFolder:
                     f"the run folder must be new or empty; got {self.path}, which holds files."
                     " Give another --out, or --resume to continue the run in it."
                 )
-            self.write_config(config)
+            try:
+                self.write_config(config)
+            except BaseException:
+                self.discard()
+                raise
         except CannotError as error:
             # Before training this is the choice of the folder, not an accident.
             raise BadInputError(str(error)) from error
@@ -94,10 +99,16 @@ class RunFolder:
                 path.unlink()
 
     def discard(self) -> None:
-        """Take back `create`, for a run that ended before it had anything to keep."""
-        self.config.unlink(missing_ok=True)
-        self.metrics.unlink(missing_ok=True)
-        if not any(self.path.iterdir()):
+        """Remove all that a run wrote which ended before its first save was whole."""
+        checkpoints = (self.checkpoint(which) for which in get_args(Checkpoint))
+        with writing(self.path):
+            self.sweep()
+            if self.rollout.exists():
+                shutil.rmtree(self.rollout)
+            for path in (*checkpoints, self.curves, self.summary, self.metrics, self.config):
+                path.unlink(missing_ok=True)
+        # It stays where something else lies in it, or where a disk is mounted.
+        with suppress(OSError):
             self.path.rmdir()
 
     def write_config(self, config: RunConfig) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from klppo_compile.exit_codes import BadInputError
+from klppo_compile.exit_codes import BadInputError, CannotError
 from klppo_compile.training.environments import make_environments, seeds_for
 from klppo_compile.training.evaluation import Evaluation, evaluate
 from klppo_compile.training.metrics import MetricsRow, write_metrics
@@ -67,13 +67,9 @@ def train(
         session = Session(config)
         recorder = Recorder(session, RunFolder(Path(folder)))
         recorder.folder.create(config)
-        try:
+        with _as_last_saved(recorder.folder):
             recorder.begin(_evaluate(session))
             return _run(recorder, report, should_stop)
-        except BaseException:
-            if not recorder.folder.resume.exists():
-                recorder.folder.discard()
-            raise
 
 
 def resume(
@@ -110,10 +106,11 @@ def resume(
                 f"steps must be more than the run already has; got {settings.steps} against"
                 f" {recorder.rows[-1].step}. Give a larger --steps."
             )
-        run_folder.sweep()
-        run_folder.write_config(config)
-        write_metrics(run_folder.metrics, recorder.rows)
-        return _run(recorder, report, should_stop)
+        with _as_last_saved(run_folder):
+            run_folder.sweep()
+            run_folder.write_config(config)
+            write_metrics(run_folder.metrics, recorder.rows)
+            return _run(recorder, report, should_stop)
 
 
 def _run(recorder: Recorder, report: Report, should_stop: ShouldStop) -> TrainResult:
@@ -155,6 +152,21 @@ def _describe(settings: TrainSettings) -> RunConfig:
 def _evaluate(session: Session) -> Evaluation:
     settings = session.config.settings
     return evaluate(session.agent, session.config.action, settings.env, settings.seed)
+
+
+@contextmanager
+def _as_last_saved(folder: RunFolder) -> Iterator[None]:
+    """Leave a run that fails as it was last saved, or nothing of it, and say which."""
+    try:
+        yield
+    except BaseException as error:
+        left = f"What was saved before is in {folder.path}; --resume goes on from there."
+        if not folder.resume.exists():
+            folder.discard()
+            left = "Nothing is left of the run, which had not been saved before."
+        if isinstance(error, CannotError):
+            raise CannotError(f"{error} {left}") from error
+        raise
 
 
 @contextmanager
