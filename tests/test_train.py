@@ -168,6 +168,19 @@ def test_a_folder_that_takes_no_config_is_not_left_behind(tmp_path, monkeypatch)
     assert not (tmp_path / "run").exists()
 
 
+def test_a_last_evaluation_that_fails_keeps_the_trained_policy(tmp_path, monkeypatch):
+    def on_the_last(row):
+        if row.iteration == 3:
+            monkeypatch.setattr(mirror_environments.Mirror, "reset", None)
+
+    with pytest.raises(CannotError, match=r"its reset gave TypeError.*--resume goes on from there"):
+        train(settings_for("Box"), tmp_path / "run", report=on_the_last)
+    monkeypatch.undo()
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["iterations"] == 3
+    assert resume(tmp_path / "run", steps=500).last.iteration == 4
+
+
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     def make(*args, **kwargs):
         raise gymnasium.error.DependencyNotInstalled("MuJoCo is not installed")

@@ -1,7 +1,6 @@
 """What a run leaves in its folder while it goes on, so that it can stop at any moment."""
 
 from dataclasses import asdict
-from typing import Any
 
 from tensordict import TensorDict
 from torch import Tensor
@@ -68,7 +67,7 @@ class Recorder:
             self.best = session.state()
             session.best_return = max(row.return_mean, session.best_return)
 
-    def save(self, rollout: TensorDict, after: Evaluation | None) -> None:
+    def save(self, rollout: TensorDict) -> None:
         """Write every file anew; the one to resume from comes last."""
         settings = self.session.config.settings
         self.folder.write_rollout(rollout)
@@ -77,15 +76,20 @@ class Recorder:
         self.folder.write_checkpoint("last", self.session.state())
         title = f"{settings.env}, seed {settings.seed}"
         draw_curves(self.folder.curves, self.rows, title=title, dtarg=settings.dtarg)
-        self.folder.write_summary(self._summary(after))
+        self._write_summary(after=None)
         self.session.save(self.folder.resume)
 
-    def _summary(self, after: Evaluation | None) -> dict[str, Any]:
+    def conclude(self, after: Evaluation) -> None:
+        """Add to a saved run what its last policy is worth."""
+        self._write_summary(after)
+
+    def _write_summary(self, after: Evaluation | None) -> None:
         last = self.rows[-1]
-        return {
+        values = {
             "before": asdict(self.before),
             "after": asdict(after) if after else None,
             "steps": last.step,
             "iterations": last.iteration,
             "seconds": last.seconds,
         }
+        self.folder.write_summary(values)

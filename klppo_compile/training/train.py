@@ -132,10 +132,13 @@ def _run(recorder: Recorder, report: Report, should_stop: ShouldStop) -> TrainRe
             if finished or should_stop():
                 break
             if session.iteration == 1 or time.perf_counter() - saved > SAVE_EVERY_SECONDS:
-                recorder.save(rollout, after=None)
+                recorder.save(rollout)
                 saved = time.perf_counter()
+    # Before the evaluation, which may fail or be interrupted.
+    recorder.save(rollout)
     after = _evaluate(session) if finished else None
-    recorder.save(rollout, after)
+    if after is not None:
+        recorder.conclude(after)
     return TrainResult(recorder.folder.path, finished, recorder.before, after, row)
 
 
