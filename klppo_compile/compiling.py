@@ -77,9 +77,9 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
 
     def compiled(tensordict: TensorDictBase) -> TensorDictBase:
         beta = loss.used_betas.of(tensordict, loss.beta)
-        # Dynamo hands a memory-mapped tensor to operators that don't take it.
-        data = tensordict.apply(_plain) if tensordict.is_memmap() else tensordict
-        out: TensorDictBase = graph(data, loss.moves_beta(), beta)
+        if tensordict.is_memmap():  # Dynamo hands such tensors to operators that don't take them
+            tensordict = tensordict.apply(_plain)  # type: ignore[no-untyped-call]
+        out: TensorDictBase = graph(tensordict, loss.moves_beta(), beta)
         return out
 
     return compiled
@@ -119,12 +119,14 @@ def _plain(x: Tensor) -> Tensor:
     return x.as_subclass(Tensor)
 
 
-def _apart(run: Any) -> MethodType:
+def _apart(run: Any) -> Any:
     """A method with code of its own, by which torch keeps graphs and counts recompilations.
 
     `isolate_recompiles` is for this, but torch 2.11 and 2.12 have none.
     """
-    function: Any = run.__func__
+    function = getattr(run, "__func__", None)
+    if function is None:  # somebody has put something else in its place
+        return run
     code = function.__code__.replace(co_name=f"{function.__name__}_apart")
     copy = FunctionType(
         code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
