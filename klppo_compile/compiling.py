@@ -73,12 +73,12 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
     if "mode" not in options:  # torch takes one of the two
         ours = _options(loss, cudagraphs, inductor="backend" not in options)
         options["options"] = ours | options.get("options", {})
-    graph = torch.compile(_apart(loss.run), fullgraph=True, **options)
+    graph: Any = torch.compile(_apart(loss.run), fullgraph=True, **options)
 
     def compiled(tensordict: TensorDictBase) -> TensorDictBase:
         beta = loss.used_betas.of(tensordict, loss.beta)
         if tensordict.is_memmap():  # Dynamo hands such tensors to operators that don't take them
-            tensordict = tensordict.apply(_plain)  # type: ignore[no-untyped-call]
+            tensordict = tensordict.apply(_plain)
         out: TensorDictBase = graph(tensordict, loss.moves_beta(), beta)
         return out
 
