@@ -52,7 +52,9 @@ def count_step(loss: Loss, case: Problem) -> Counts:
     gc.collect()
     gc.disable()
     try:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        with profile(
+            activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+        ) as found:
             kept = step()
     finally:
         gc.enable()
