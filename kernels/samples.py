@@ -107,7 +107,7 @@ def sum_samples(
         if samples[7] is None:
             tl.store(sums_at + 10, n_live)
     terms, slots = terms + (tl.where(b_bad, 1.0, 0.0),), slots + (5,)
-    sums = block_sums(*terms)
+    sums = block_sums(terms)
     for k in tl.static_range(len(slots)):
         tl.store(sums_at + slots[k], sums[k])
     if EXPLAINED:
@@ -118,7 +118,7 @@ def sum_samples(
         inverse = 1.0 / tl.maximum(n_live, 1.0)
         b_error = tl.where(b_valid, terms[last - 2] - sums[last - 2] * inverse, 0.0)
         b_target = tl.where(b_valid, terms[last - 1] - sums[last - 1] * inverse, 0.0)
-        squares = block_sums(b_error * b_error, b_target * b_target)
+        squares = block_sums((b_error * b_error, b_target * b_target))
         for k in tl.static_range(2):
             tl.store(sums_at + (13 + k), squares[k])
 
