@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -114,6 +115,18 @@ def test_spills_and_growth_are_faults(tmp_path, monkeypatch):
     assert report.check([row()]) == []
     assert "takes 101 instructions, 100 in the baseline" in report.check([row(instructions=101)])[0]
     assert "spills registers" in report.check([row(spills=2)])[0]
+
+
+def test_another_tritons_counts_are_not_compared_and_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "BASELINE", tmp_path / "baseline.json")
+    report.refresh([row()])
+    assert report.compared() == "no count beyond the baseline"
+    monkeypatch.setattr("triton.__version__", "3.0.0")
+    assert report.check([row(instructions=101)]) == []
+    assert "spills registers" in report.check([row(spills=2)])[0]
+    assert re.fullmatch(
+        r"counts not compared: the baseline is Triton \S+'s, this is 3.0.0", report.compared()
+    )
 
 
 def test_every_family_has_cases():
