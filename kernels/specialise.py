@@ -4,6 +4,7 @@ Formulas are bound to Triton's vocabulary, templates to a family's formulas.
 """
 
 import functools
+import inspect
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -63,6 +64,11 @@ def _bind(name: str, value: Any) -> Any:
 
 
 def _jit(function: types.FunctionType, scope: Mapping[str, Any], **options: Any) -> Any:
+    if function.__code__.co_flags & inspect.CO_VARARGS:
+        raise TypeError(
+            f"what Triton compiles must name its parameters; {function.__name__} takes any number "
+            "by *, which Triton can't before 3.8. Name each."
+        )
     # FunctionType starts bare: tl.constexpr parameters are annotations, and defaults count.
     # Triton evaluates annotations: Tensor is its own.
     globals_ = {**scope, "tl": tl, "Tensor": tl.tensor, "__name__": function.__module__}

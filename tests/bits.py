@@ -15,15 +15,30 @@ def in_bits(x: Tensor) -> Tensor:
     return x * (1.0 / BIT)
 
 
-def close_in_bits(*sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def close_in_bits(
+    picked: Tensor, log_q: Tensor, log_p: Tensor, u: Tensor, psi_u: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As the plain family's, the KL in bits."""
-    log_prob, kl, entropy, m = plain_close(*sums)
+    log_prob, kl, entropy, m = plain_close(picked, log_q, log_p, u, psi_u, y)
     return log_prob, in_bits(kl), entropy, m
 
 
-def vjp_of_bits(g_log_prob: Tensor, g_kl: Tensor, *rest: Tensor) -> Tensor:
+def vjp_of_bits(
+    g_log_prob: Tensor,
+    g_kl: Tensor,
+    g_entropy: Tensor,
+    pull: Tensor,
+    scale: Tensor,
+    near: Tensor,
+    m: Tensor,
+    hit: Tensor,
+    old_log_p: Tensor,
+    log_p: Tensor,
+    u: Tensor,
+) -> Tensor:
     """As the plain family's, of a KL in bits."""
-    return plain_vjp(g_log_prob, in_bits(g_kl), *rest)
+    g = in_bits(g_kl)
+    return plain_vjp(g_log_prob, g, g_entropy, pull, scale, near, m, hit, old_log_p, log_p, u)
 
 
 FAMILY = dataclasses.replace(categorical.FAMILY, name="bits", close=close_in_bits, vjp=vjp_of_bits)

@@ -100,6 +100,16 @@ def test_a_softmax_family_is_computed_by_its_own_text(backend):
     torch.testing.assert_close(found.log_prob, other.log_prob)
 
 
+def test_a_text_that_older_tritons_refuse_is_refused_by_all():
+    from klppo_compile.kernels.specialise import device_function
+
+    def vjp(g_log_prob, *rest):
+        return g_log_prob
+
+    with pytest.raises(TypeError, match=r"must name its parameters; vjp takes any number by \*"):
+        device_function(vjp)
+
+
 def test_the_report_compiles_them():
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(ROOT)
