@@ -72,6 +72,9 @@ def _jit(function: types.FunctionType, scope: Mapping[str, Any], **options: Any)
     # FunctionType starts bare: tl.constexpr parameters are annotations, and defaults count.
     # Triton evaluates annotations: Tensor is its own.
     globals_ = {**scope, "tl": tl, "Tensor": tl.tensor, "__name__": function.__module__}
+    if triton.knobs.runtime.interpret:
+        # Triton 3.8 interprets a constant times a tensor as a constant.
+        globals_ |= {k: v.value for k, v in scope.items() if isinstance(v, tl.constexpr)}
     copy = types.FunctionType(function.__code__, globals_, function.__name__, function.__defaults__)
     copy.__annotations__ = function.__annotations__
     return triton.jit(copy, **options)
