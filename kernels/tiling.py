@@ -13,6 +13,8 @@ from klppo_compile.kernels.layout import Head
 WIDE = 4096  # actions beyond which a row is streamed
 FILL = 264  # programs that keep a large chip busy: two per multiprocessor
 WAVE = 64 if torch.version.hip else 32
+# Before 3.8 the assembler spills for sm_90 where a thread takes four rows backward: 64 registers.
+TIGHT = tuple(int(x) for x in triton.__version__.split(".")[:2]) < (3, 8)
 CHIP: ContextVar[str | None] = ContextVar("chip", default=None)
 """The chip that is compiled for without a device; see report.py."""
 
@@ -69,7 +71,7 @@ def deepest(h: Head, backward: bool = False) -> int:
         return 512 if h.D % 2 == 0 and (short >= h.D or (h.D > 32 and h.bits == 32)) else 256
     if h.heavy:
         return 128
-    light = not backward or len(h.new) == 1
+    light = not backward or (len(h.new) == 1 and not TIGHT)
     return 512 if h.D <= 6 and light else 256
 
 
