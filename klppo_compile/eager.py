@@ -11,7 +11,7 @@ from torch import Tensor
 
 from klppo_compile import objective
 from klppo_compile.elements import HeadRows, columns, pull_back, rows
-from klppo_compile.records import Minibatch
+from klppo_compile.records import Critic, Minibatch
 from klppo_compile.sums import (
     Hyper,
     Static,
@@ -80,7 +80,7 @@ def policy_gradients(
     return out
 
 
-def value_gradient(batch: Minibatch, hyper: Hyper, static: Static, g: Tensor) -> Tensor:
+def value_gradient(batch: Minibatch | Critic, hyper: Hyper, static: Static, g: Tensor) -> Tensor:
     """Gradient to the value: [*V]."""
     value, target, mask = batch.value, batch.value_target, batch.value_mask
     assert value is not None and target is not None

@@ -12,7 +12,7 @@ from torch import distributions as td
 
 from klppo_compile import checks, eager
 from klppo_compile.advantage import standardise
-from klppo_compile.policy import head_of, run_actor
+from klppo_compile.policy import ActorHead, head_of, run_actor
 from klppo_compile.recognise import Described
 from klppo_compile.records import Minibatch, PolicyHead, Softmax
 
@@ -46,7 +46,7 @@ def read_minibatch(
     with loss.with_parameters("actor_network"):
         after = run_actor(loss.actor_network, work)
         parameters = loss.actor_head.parameters(after)
-        checks.settle(_stretched(loss, tensordict, parameters))
+        checks.settle(_stretched(loss.actor_head, given, parameters))
         if mask is not None and loss.actor_head.reading is None:
             old, parameters = _masked_apart(loss, tensordict, old, parameters, mask)
         new = loss.actor_head.read(parameters)
@@ -170,23 +170,18 @@ def _complaints(found: Found, old: Head, rows: tuple[int, ...]) -> list[str | No
 
 
 def _stretched(
-    loss: "KLPENPPOLoss", tensordict: TensorDictBase, new: dict[str, Tensor | None]
+    head: ActorHead, given: dict[str, Tensor | None], new: dict[str, Tensor | None]
 ) -> list[str | None]:
-    """Complaints of the data's parameters that would broadcast to the actor's.
+    """Complaints of the data's parameters, if they are read, that would broadcast to the actor's.
 
-    Read before the heads, where scale [B, 1] and loc [B, D] have come together already.
+    Not of the heads', where scale [B, 1] and loc [B, D] have come together already.
     """
-    if loss.delay_actor:
-        return []
-    head = loss.actor_head
-    pairs = [
-        (key, tensordict.get(key, None), name, new[name])
-        for name, key in zip(head.names, head.in_keys, strict=True)
-    ]
     return [
         checks.same_shape(key, x.shape, f"the actor's {name}", y.shape)
-        for key, x, name, y in pairs
-        if x is not None and y is not None and x.numel() < y.numel()
+        for name, key in zip(head.names, head.in_keys, strict=True)
+        if (x := given.get(f"old_{name}")) is not None
+        and (y := new[name]) is not None
+        and x.numel() < y.numel()
     ]
 
 

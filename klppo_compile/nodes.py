@@ -13,8 +13,17 @@ from torch import Tensor
 
 from klppo_compile.eager import named, of_policy, policy_gradients, value_gradient
 from klppo_compile.inductor import flat_head
-from klppo_compile.packing import MASKS, SAMPLES, dtype_of, flatten, split_critic, unflatten
-from klppo_compile.records import Minibatch
+from klppo_compile.packing import (
+    CRITIC,
+    MASKS,
+    SAMPLES,
+    VALUE,
+    cast_all,
+    dtype_of,
+    flatten,
+    unflatten,
+)
+from klppo_compile.records import Critic, Minibatch
 from klppo_compile.sums import Static, critic_terms
 
 __all__ = ["loss"]
@@ -43,7 +52,9 @@ class PolicyLoss(torch.autograd.Function):
         batch = unflatten(layout, tensors, dtype)
         out, heads = of_policy(batch, named(numbers), static)
         kept = [k for h in heads for k in h.kept]
-        _, needed = split_critic(tensors)
+        needed: list[Tensor | None] = list(tensors)
+        for i in CRITIC:
+            needed[i] = None
         ctx.save_for_backward(out["ratio"], *numbers, *needed, *kept)
         ctx.static = static, layout, dtype, names, [len(h.kept) for h in heads], len(tensors)
         return returned(ctx, out, names)
@@ -83,7 +94,7 @@ class CriticLoss(torch.autograd.Function):
         names: tuple[str, ...],
         *given: Tensor,
     ) -> tuple[Tensor, ...]:
-        out = critic_terms(unflatten((), given[4:], dtype), named(given[:4]), static)
+        out = critic_terms(Critic(*cast_all(given[4:], dtype)), named(given[:4]), static)
         ctx.save_for_backward(*given)
         ctx.static = static, dtype
         return returned(ctx, out, names)
@@ -92,11 +103,9 @@ class CriticLoss(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
         static, dtype = ctx.static
         saved = ctx.saved_tensors
-        numbers, tensors = saved[:4], saved[4:]
-        out: list[Tensor | None] = [None] * len(tensors)
-        batch = unflatten((), tensors, dtype)
-        out[SAMPLES.index("value")] = value_gradient(batch, named(numbers), static, g)
-        return (*[None] * 7, *passed_back(out, tensors))
+        value, critic = saved[4], Critic(*cast_all(saved[4:], dtype))
+        d_value = value_gradient(critic, named(saved[:4]), static, g)
+        return (*[None] * 7, *passed_back([d_value], [value]), None, None, None)
 
 
 def returned(ctx: Any, out: dict[str, Tensor], names: tuple[str, ...]) -> tuple[Tensor, ...]:
@@ -154,7 +163,8 @@ def loss(batch: Minibatch, hyper: Tensor, static: Static) -> dict[str, Tensor]:
     batch = replace(batch, policy=tuple(flat_head(head) for head in batch.policy))
     tensors = flatten(batch)
     dtype, numbers = dtype_of(tensors), hyper.unbind()
-    data = [x.detach() if x is batch.value and x is not None else x for x in tensors]
+    data = list(tensors)
+    data[VALUE] = None if batch.value is None else batch.value.detach()
     found = PolicyLoss.apply(static, layout, dtype, tuple(names), *numbers, *data)  # type: ignore[no-untyped-call]
     out = dict(zip(names, found, strict=True))
     if batch.value is None:
@@ -162,6 +172,6 @@ def loss(batch: Minibatch, hyper: Tensor, static: Static) -> dict[str, Tensor]:
     names = ["loss_critic"]
     names += ["value_clip_fraction"] * static.clipped
     names += ["explained_variance"] * static.explained_variance
-    its, _ = split_critic(tensors)
+    its = (tensors[i] for i in CRITIC)
     found = CriticLoss.apply(static, dtype, tuple(names), *numbers[:4], *its)  # type: ignore[no-untyped-call]
     return out | dict(zip(names, found, strict=True))

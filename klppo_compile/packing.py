@@ -1,16 +1,18 @@
 """A minibatch as the flat tensors that autograd sees, and back."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from klppo_compile.records import Minibatch, PolicyHead, Softmax
+from klppo_compile.records import Critic, Minibatch, PolicyHead, Softmax
 
 SAMPLES = ("old_log_prob", "advantage", "value", "value_target", "old_value", "proximal_log_prob")
 MASKS = ("mask", "value_mask")
-CRITIC = ("value", "value_target", "old_value", "value_mask")
+CRITIC = tuple((SAMPLES + MASKS).index(name) for name in Critic._fields)
+VALUE = SAMPLES.index("value")
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
@@ -30,23 +32,13 @@ def flatten(batch: Minibatch) -> tuple[Tensor | None, ...]:
     return tuple(out)
 
 
-def split_critic(
-    tensors: tuple[Tensor | None, ...],
-) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
-    """Flat tensors that are the critic's, without those of heads; and all the others in place."""
-    names = SAMPLES + MASKS
-    its = tuple(x if name in CRITIC else None for name, x in zip(names, tensors, strict=False))
-    rest = tuple(None if name in CRITIC else x for name, x in zip(names, tensors, strict=False))
-    return its, rest + tensors[len(names) :]
-
-
 def unflatten(
     layout: tuple[tuple[Any, int], ...],
     tensors: tuple[Tensor | None, ...],
     dtype: torch.dtype | None,
 ) -> Minibatch:
     """Back again, floating point cast to the dtype that is computed in; None: as it is."""
-    cast = [_cast(x, dtype) for x in tensors]
+    cast = cast_all(tensors, dtype)
     samples = dict(zip(SAMPLES + MASKS, cast, strict=False))
     at, heads = len(SAMPLES) + len(MASKS), []
     for family, old in layout:
@@ -59,6 +51,11 @@ def unflatten(
         heads.append(PolicyHead(family, action, old_parameters, parameters, volume, noise, weights))
         at = end
     return Minibatch(tuple(heads), **samples)  # type: ignore[arg-type]
+
+
+def cast_all(tensors: Iterable[Tensor | None], dtype: torch.dtype | None) -> list[Tensor | None]:
+    """Floating point cast to the dtype that is computed in; None: as it is."""
+    return [_cast(x, dtype) for x in tensors]
 
 
 def _cast(x: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:

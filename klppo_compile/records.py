@@ -7,7 +7,7 @@ K softmax heads of one row, A actions.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -140,6 +140,15 @@ class Minibatch:
     mask: Tensor | None = None
     value_mask: Tensor | None = None
     proximal_log_prob: Tensor | None = None
+
+
+class Critic(NamedTuple):
+    """Of a `Minibatch` what the critic's loss is computed from."""
+
+    value: Tensor | None
+    value_target: Tensor | None
+    old_value: Tensor | None
+    value_mask: Tensor | None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from klppo_compile import objective
 from klppo_compile.elements import HeadRows
-from klppo_compile.records import Minibatch
+from klppo_compile.records import Critic, Minibatch
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def entropy_terms(
     return {"entropy": entropy, "loss_entropy": reduced(loss, batch.mask, n, static.reduction)}
 
 
-def critic_terms(batch: Minibatch, hyper: Hyper, static: Static) -> dict[str, Tensor]:
+def critic_terms(batch: Minibatch | Critic, hyper: Hyper, static: Static) -> dict[str, Tensor]:
     """The critic's loss and metrics."""
     value, target, mask = batch.value, batch.value_target, batch.value_mask
     assert value is not None and target is not None
