@@ -20,7 +20,7 @@ from klppo_compile.perf.accepting import Accepted, decision_on
 from klppo_compile.perf.change_points import LEAST_STEP, ChangePoint, change_points
 from klppo_compile.perf.comparing_documents import NEEDS
 from klppo_compile.perf.machine import machine_class
-from klppo_compile.perf.rows import Row, check_rows, read_document
+from klppo_compile.perf.rows import Row, read_document
 
 # A commit becomes part of names of files, addresses and other tools' keys.
 COMMIT = re.compile(r"[\w.-]+", re.ASCII)
@@ -171,7 +171,6 @@ def read_run(file: Path) -> Run:
     """
     try:
         header, rows = read_document(file)
-        check_rows(rows)
         if not COMMIT.fullmatch(str(header["commit"])):
             raise ValueError(
                 "commit must be a word of letters, digits, dots, dashes and underscores; got"

@@ -245,6 +245,14 @@ def test_a_folder_gets_a_file_named_by_date_commit_and_machine(fake, tmp_path, c
     assert path.name in capsys.readouterr().out.replace("\n", "")
 
 
+def test_a_narrowed_run_says_what_it_was_narrowed_to(fake, tmp_path):
+    """The page asks, of a series that a run lacks, whether that run would have measured it."""
+    out, only = tmp_path / "x.json", ["--part", "timed", "--workload", "categorical/heads/4096"]
+    assert run(["bench", "run", *only, "--out", str(out)]) == 0
+    command = json.loads(out.read_text())["run"]["command"]
+    assert command == " ".join(["klppo bench run --suite quick", *only])
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["--workload", "gamma/heads/1"], ["--suite", "gpu", "--part", "timed"], ["--part", "none"]],

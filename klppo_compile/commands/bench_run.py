@@ -65,7 +65,8 @@ def run(suite: str, parts: tuple[str, ...], workloads: tuple[str, ...], out: Pat
     console = page()
     with progress() as tell:
         outcome = run_suite(suite, tell, parts, workloads)
-    command = " ".join(["klppo bench run --suite", suite, *(f"--part {part}" for part in parts)])
+    narrowed = [f"--part {part}" for part in parts] + [f"--workload {name}" for name in workloads]
+    command = " ".join(["klppo bench run --suite", suite, *narrowed])
     header = header_of(command, suite, outcome)
     path = write_result(out, header, outcome.rows)
     show(outcome, console)
