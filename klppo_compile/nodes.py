@@ -24,13 +24,14 @@ from klppo_compile.packing import (
     unflatten,
 )
 from klppo_compile.records import Critic, Minibatch
-from klppo_compile.sums import Static, critic_terms
+from klppo_compile.sums import Hyper, Static, critic_terms
 
 __all__ = ["loss"]
 
 SECOND_DERIVATIVE = b"KLPENPPOLoss provides no gradients of gradients: its backward is written by \
 hand. Take them of torchrl's loss, or leave this loss out of what is differentiated twice."
 LOSSES = ("loss_objective", "loss_entropy", "loss_critic")
+NUMBERS = len(Hyper._fields) - 1  # and one more of each head
 
 
 class PolicyLoss(torch.autograd.Function):
@@ -48,7 +49,8 @@ class PolicyLoss(torch.autograd.Function):
         names: tuple[str, ...],
         *given: Tensor,
     ) -> tuple[Tensor, ...]:
-        numbers, tensors = given[: 4 + len(layout)], given[4 + len(layout) :]
+        width = NUMBERS + len(layout)
+        numbers, tensors = given[:width], given[width:]
         batch = unflatten(layout, tensors, dtype)
         out, heads = of_policy(batch, named(numbers), static)
         kept = [k for h in heads for k in h.kept]
@@ -56,15 +58,15 @@ class PolicyLoss(torch.autograd.Function):
         for i in CRITIC:
             needed[i] = None
         ctx.save_for_backward(out["ratio"], *numbers, *needed, *kept)
-        ctx.static = static, layout, dtype, names, [len(h.kept) for h in heads], len(tensors)
+        ctx.static = static, layout, dtype, names, [len(h.kept) for h in heads]
         return returned(ctx, out, names)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        static, layout, dtype, names, sizes, width = ctx.static
+        static, layout, dtype, names, sizes = ctx.static
         ratio, *saved = ctx.saved_tensors
-        numbers, saved = saved[: 4 + len(layout)], saved[4 + len(layout) :]
-        tensors, rest = saved[:width], saved[width:]
+        width, end = NUMBERS + len(layout), len(saved) - sum(sizes)
+        numbers, tensors, rest = saved[:width], saved[width:end], saved[end:]
         batch, hyper = unflatten(layout, tuple(tensors), dtype), named(numbers)
         kept = []
         for size in sizes:
@@ -74,13 +76,13 @@ class PolicyLoss(torch.autograd.Function):
         both = (given.get(name) for name in ("loss_objective", "loss_entropy"))
         of_losses = [ratio.new_zeros(()) if g is None else g for g in both]
         d_new = policy_gradients(batch, hyper, static, kept, ratio, *of_losses)
-        out: list[Tensor | None] = [None] * width
+        out: list[Tensor | None] = [None] * len(tensors)
         at, done = len(SAMPLES) + len(MASKS), 0
         for family, old in layout:
             at += 4 + old
             for _ in family.parameters:
                 out[at], at, done = d_new[done], at + 1, done + 1
-        return (*[None] * (8 + len(layout)), *passed_back(out, tensors))
+        return (*[None] * (4 + width), *passed_back(out, tensors))
 
 
 class CriticLoss(torch.autograd.Function):
@@ -94,7 +96,8 @@ class CriticLoss(torch.autograd.Function):
         names: tuple[str, ...],
         *given: Tensor,
     ) -> tuple[Tensor, ...]:
-        out = critic_terms(Critic(*cast_all(given[4:], dtype)), named(given[:4]), static)
+        numbers, tensors = given[:NUMBERS], given[NUMBERS:]
+        out = critic_terms(Critic(*cast_all(tensors, dtype)), named(numbers), static)
         ctx.save_for_backward(*given)
         ctx.static = static, dtype
         return returned(ctx, out, names)
@@ -103,9 +106,10 @@ class CriticLoss(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
         static, dtype = ctx.static
         saved = ctx.saved_tensors
-        value, critic = saved[4], Critic(*cast_all(saved[4:], dtype))
-        d_value = value_gradient(critic, named(saved[:4]), static, g)
-        return (*[None] * 7, *passed_back([d_value], [value]), None, None, None)
+        numbers, tensors = saved[:NUMBERS], saved[NUMBERS:]
+        critic = Critic(*cast_all(tensors, dtype))
+        d_value = value_gradient(critic, named(numbers), static, g)
+        return (*[None] * (3 + NUMBERS), *passed_back([d_value], tensors[:1]), None, None, None)
 
 
 def returned(ctx: Any, out: dict[str, Tensor], names: tuple[str, ...]) -> tuple[Tensor, ...]:
@@ -173,5 +177,5 @@ def loss(batch: Minibatch, hyper: Tensor, static: Static) -> dict[str, Tensor]:
     names += ["value_clip_fraction"] * static.clipped
     names += ["explained_variance"] * static.explained_variance
     its = (tensors[i] for i in CRITIC)
-    found = CriticLoss.apply(static, dtype, tuple(names), *numbers[:4], *its)  # type: ignore[no-untyped-call]
+    found = CriticLoss.apply(static, dtype, tuple(names), *numbers[:NUMBERS], *its)  # type: ignore[no-untyped-call]
     return out | dict(zip(names, found, strict=True))
