@@ -192,7 +192,7 @@ class Specialised(Protocol):
 def loss(
     batch: Minibatch, numbers: Sequence[Tensor | float], static: Specialised
 ) -> dict[str, Tensor]:
-    """Losses and metrics by name, as `eager.loss`, and the next beta.
+    """Losses and metrics by name, as `nodes.loss`, and the next beta.
 
     Args:
         batch: with action heads of families in `FAMILIES`.

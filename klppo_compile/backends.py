@@ -105,7 +105,7 @@ def interpreted() -> bool:
 def triton_loss(
     batch: Minibatch, numbers: Sequence[Tensor | float], static: Static
 ) -> dict[str, Tensor]:
-    """`eager.loss` by the kernels, and the next beta.
+    """`nodes.loss` by the kernels, and the next beta.
 
     `numbers`: beta, critic_coeff, clip radius, log of the ratio's cap, entropy_coeff, dtarg,
     increment, decrement, beta_min, beta_max; floats, or `[]` tensors on the data's device.
