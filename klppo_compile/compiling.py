@@ -6,7 +6,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import MemoryMappedTensor, TensorDictBase
 from torch import Tensor
 
 from klppo_compile.loss import KLPENPPOLoss
@@ -77,7 +77,8 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
 
     def compiled(tensordict: TensorDictBase) -> TensorDictBase:
         beta = loss.used_betas.of(tensordict, loss.beta)
-        if tensordict.is_memmap():  # Dynamo hands such tensors to operators that don't take them
+        # Dynamo hands memory-mapped tensors to operators that don't take them.
+        if any(type(x) is MemoryMappedTensor for x in tensordict.values(True, True)):
             tensordict = tensordict.apply(_plain)
         out: TensorDictBase = graph(tensordict, loss.moves_beta(), beta)
         return out
@@ -115,8 +116,8 @@ def _may_change(name: str, kind: str) -> bool:
 
 
 def _plain(x: Tensor) -> Tensor:
-    """A tensor of a subclass as torch's own, over the same memory."""
-    return x.as_subclass(Tensor)
+    """A memory-mapped tensor as torch's own, over the same memory."""
+    return x.as_subclass(Tensor) if type(x) is MemoryMappedTensor else x
 
 
 def _apart(run: Any) -> Any:

@@ -174,7 +174,8 @@ def _stretched(
 ) -> list[str | None]:
     """Complaints of the data's parameters, if they are read, that would broadcast to the actor's.
 
-    Not of the heads', where scale [B, 1] and loc [B, D] have come together already.
+    Not of the heads', where scale [B, 1] and loc [B, D] have come together already. A parameter [D]
+    that is the same in every row may be.
     """
     return [
         checks.same_shape(key, x.shape, f"the actor's {name}", y.shape)
@@ -182,6 +183,7 @@ def _stretched(
         if (x := given.get(f"old_{name}")) is not None
         and (y := new[name]) is not None
         and x.numel() < y.numel()
+        and x.shape != y.shape[y.ndim - x.ndim :]
     ]
 
 

@@ -72,17 +72,19 @@ def results(runs: list[Run], commit: str) -> dict[str, Any]:
 
 
 def numbers(runs: list[Run]) -> dict[str, Any]:
-    """What the runs of one commit measured.
+    """What the runs of one commit measured: of times that were taken again the newest.
 
     Raises:
-        BadInputError: two of them measured the same, and not the same number.
+        BadInputError: two of them counted the same, and not the same number.
     """
     found: dict[str, tuple[Run, list[Any]]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: run.date.timestamp()):
         for row in run.rows:
             its = [[row.value], [], "1", [row.low], [row.high], [row.samples]]
             first, known = found.setdefault(name_of(row), (run, its))
-            if known != its:
+            if row.kind == "timed":
+                found[name_of(row)] = (run, its)
+            elif known != its:
                 raise BadInputError(
                     f"asv keeps one number of a commit and machine; {first.file} and {run.file} are"
                     f" both of {run.commit.removesuffix('-dirty')} and differ in"

@@ -209,7 +209,8 @@ def series_of(runs: Iterable[Run], decisions: Iterable[Accepted] = ()) -> list[S
     found: dict[tuple[str, ...], list[tuple[Run, Row]]] = {}
     newest: dict[tuple[str, str], Run] = {}
     for run in runs:
-        newest[errand(run)] = run
+        if not run.header.get("left out"):
+            newest[errand(run)] = run
         for row in run.rows:
             names = (run.machine_class, row.workload, row.provider, row.metric, row.unit)
             key = (*names, *versions(run, row))
@@ -220,10 +221,16 @@ def series_of(runs: Iterable[Run], decisions: Iterable[Accepted] = ()) -> list[S
             tuple(run for run, _ in points),
             tuple(row for _, row in points),
             decided,
-            ended=newest[errand(points[-1][0])] is not points[-1][0],
+            ended=is_behind(points[-1][0], newest),
         )
         for key, points in found.items()
     ]
+
+
+def is_behind(run: Run, newest: dict[tuple[str, str], Run]) -> bool:
+    """Whether a later run on the same errand, that left nothing out, had the last word."""
+    last = newest.get(errand(run))
+    return last is not None and last.date.timestamp() > run.date.timestamp()
 
 
 def errand(run: Run) -> tuple[str, str]:

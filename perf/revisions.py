@@ -118,6 +118,11 @@ def commit_of(revision: str, root: Path) -> str:
     return found.decode().strip()
 
 
+def is_place(variable: str) -> bool:
+    """Whether a variable of the environment may name git another repository."""
+    return variable.startswith("GIT_") and not variable.startswith("GIT_CONFIG")
+
+
 def git(*arguments: str, at: Path) -> bytes:
     """What git prints of the repository there, whichever one its variables name.
 
@@ -129,7 +134,7 @@ def git(*arguments: str, at: Path) -> bytes:
         done = subprocess.run(  # noqa: S603  git, on what the user named after --end-of-options
             ["git", *arguments],  # noqa: S607 - whichever git is on the path
             cwd=at,
-            env={name: value for name, value in os.environ.items() if name[:4] != "GIT_"},
+            env={name: value for name, value in os.environ.items() if not is_place(name)},
             capture_output=True,
             check=True,
         )

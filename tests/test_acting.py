@@ -86,6 +86,29 @@ def test_a_reward_that_is_nan_is_refused_by_whoever_meets_it(collector_of, tmp_p
         collector_of("Broken").collect(2)
 
 
+def test_what_comes_after_an_episode_that_counted_is_not_asked_of(monkeypatch, collector_of):
+    """The first environment is over after 2 steps, and gives NaN from then on."""
+    step, ended = Mirror.step, []
+
+    def broken_later(self, action):
+        observation, reward, terminated, truncated, info = step(self, action)
+        ended.append(self) if not ended and self.count == 2 else None
+        if self not in ended:
+            return observation, reward, terminated, truncated, info
+        over = self.count == 2
+        return (
+            (observation, reward, True, False, info)
+            if over
+            else (observation * np.nan, np.nan, False, False, info)
+        )
+
+    collector = collector_of("Discrete")
+    monkeypatch.setattr(Mirror, "step", broken_later)
+    found = evaluate(collector.agent, collector.action, "tests/Discrete-v0", 0, 2)
+    assert np.isfinite([found.mean, found.std, found.lowest, found.highest]).all()
+    assert len(ended) == 1
+
+
 @pytest.mark.parametrize("kind", mirror_environments.SPACES)
 def test_a_policy_that_is_nan_is_refused_before_it_acts(kind, collector_of):
     collector = collector_of(kind)

@@ -81,6 +81,16 @@ def test_shapes_and_dtypes(name, key, change, words):
     refused(loss, data, ValueError, words)
 
 
+def test_an_old_parameter_that_all_rows_share_is_none_that_broadcasts_by_accident():
+    actor, critic, data = problem("Independent(Normal)")
+    data = data.auto_batch_size_(0)
+    loss = KLPENPPOLoss(actor, critic, dtarg=1e-6)
+    data["scale"] = data["scale"][:1].expand(8, 3).contiguous()
+    expected = loss(data)["kl"]
+    data["scale"] = data["scale"][0]
+    torch.testing.assert_close(loss(data)["kl"], expected)
+
+
 def test_all_wrong_shapes_come_in_one_error():
     actor, critic, data = problem(CATEGORICAL)
     data["action_log_prob"] = data["action_log_prob"][:, None]

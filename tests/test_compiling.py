@@ -196,10 +196,13 @@ def test_compile_loss_serves_more_architectures_than_the_recompile_limit():
     assert counters["stats"]["unique_graphs"] == 12
 
 
-def test_compile_loss_reads_a_memory_mapped_rollout(tmp_path):
+@pytest.mark.parametrize("loaded", [False, True])
+def test_compile_loss_reads_a_memory_mapped_rollout(tmp_path, loaded):
     actor, critic, data = problem("normal")
     loss, plain = (KLPENPPOLoss(actor, critic) for _ in range(2))
     mapped = data.memmap(tmp_path)
+    if loaded:
+        mapped = TensorDict.load_memmap(tmp_path)
     found, expected = compile_loss(loss, backend="aot_eager")(mapped), plain(data)
     for key in expected.keys():  # noqa: SIM118 - a tensordict iterates over its rows
         torch.testing.assert_close(found[key], expected[key])

@@ -13,7 +13,7 @@ import pytest
 import klppo_compile
 from klppo_compile.cli import run
 from klppo_compile.exit_codes import BadInputError, CannotError, FailedError
-from klppo_compile.perf import ab_run, exact_cache, pairing
+from klppo_compile.perf import ab_run, exact_cache, pairing, revisions
 from klppo_compile.perf.ab_run import EXACT, Result, compare_sources, count_both
 from klppo_compile.perf.calibrating import GATE
 from klppo_compile.perf.pairing import Pair, install_pair, probe
@@ -73,6 +73,13 @@ def test_a_revision_knows_its_commit(repository, monkeypatch):
     monkeypatch.setenv("GIT_DIR", str(ROOT / ".git"))
     assert commit_here(repository) == here.commit
     assert commit_here(repository / "klppo_compile") == "unknown"
+
+
+def test_git_is_configured_as_the_caller_has_it(repository, monkeypatch):
+    """Containers name what they trust in variables."""
+    for name, value in {"COUNT": "1", "KEY_0": "klppo.test", "VALUE_0": "kept"}.items():
+        monkeypatch.setenv(f"GIT_CONFIG_{name}", value)
+    assert revisions.git("config", "--get", "klppo.test", at=repository) == b"kept\n"
 
 
 @pytest.mark.parametrize(

@@ -294,6 +294,9 @@ def test_asv_gets_runs_of_one_commit_together(tmp_path):
     runs = written(tmp_path, (clean, [("a", 1.0)]), (dirty, [("a", 2.0)]))
     with pytest.raises(BadInputError, match=r"0\.json and 1\.json are both of abcdef1234 and diff"):
         converted(runs, "asv")
+    again = [Row("w", "p", "time", "us", x, x, x, 9, "lower") for x in (3.0, 4.0)]
+    runs = written(tmp_path, (clean, again[:1]), (clean, again[1:]))
+    assert json.loads(converted(runs, "asv")[0][name])["results"]["w.p.time"][0] == [4.0]
 
 
 def test_asv_does_not_mix_commits_whose_files_have_one_name(tmp_path):

@@ -135,6 +135,16 @@ def test_what_is_no_longer_measured_has_ended_and_stands_last(ended):
     assert (event.state, event.setback, event.moves[0].ended) == ("ended", 0, True)
 
 
+def test_a_run_that_left_something_out_ends_nothing(tmp_path):
+    """It lacked a tool, say."""
+    both, one = [row("kernels", 1.0), row("memory", 2.0)], [row("kernels", 1.0)]
+    partial = ({"left out": ["memory is left out: no such tool"]}, one)
+    (section,) = sections(history_of(tmp_path / "partial", ({}, both), partial))
+    assert section.counts["ended"] == 0
+    (section,) = sections(history_of(tmp_path / "whole", ({}, both), ({}, one)))
+    assert section.counts["ended"] == 1
+
+
 def test_the_page_says_where_it_ended_and_calls_it_nothing_else(ended):
     text = page(ended)
     assert "<title>klppo bench: 0 worse, 0 better</title>" in text

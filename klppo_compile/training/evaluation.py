@@ -45,13 +45,14 @@ def evaluate(
         returns = np.zeros(episodes)
         running = np.ones(episodes, np.bool_)
         for _ in range(MAX_STEPS):
-            seen = torch.from_numpy(np.asarray(observation, np.float32))
+            seen = torch.from_numpy(np.array(observation, np.float32))
+            seen[torch.from_numpy(~running)] = 0.0  # of what is over nothing is asked
             require_finite(seen.numpy(), "observation of an evaluation")
             chosen, _ = draw(agent, seen, "an evaluation")
             observation, reward, terminated, truncated, _ = environments.step(
                 action.to_environment(chosen.numpy())
             )
-            require_finite(reward, "reward of an evaluation")
+            require_finite(reward[running], "reward of an evaluation")
             returns += np.where(running, reward, 0.0)
             running &= ~(terminated | truncated)
             if not running.any():

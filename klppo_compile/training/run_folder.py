@@ -147,7 +147,7 @@ class RunFolder:
             temporary.mkdir()
             meta: dict[str, Any] = {}
             for name, rows in rollout.items():
-                (temporary / f"{name}.memmap").write_bytes(rows.contiguous().numpy().tobytes())
+                (temporary / f"{name}.memmap").write_bytes(rows.contiguous().numpy())
                 leaf = {"device": "cpu", "shape": list(rows.shape), "dtype": str(rows.dtype)}
                 meta[name] = {**leaf, "is_nested": False}
             meta |= {"shape": list(rollout.shape), "device": "cpu", "_type": str(type(rollout))}

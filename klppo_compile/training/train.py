@@ -163,7 +163,10 @@ def _as_last_saved(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        left = f"What was saved before is in {folder.path}; --resume goes on from there."
+        left = (
+            f"What was saved before is in {folder.path}; --resume goes on from there, to more"
+            " --steps if it has made all of them."
+        )
         if not folder.resume.exists():
             folder.discard()
             left = "Nothing is left of the run, which had not been saved before."
