@@ -380,7 +380,8 @@ def test_two_runtimes_at_once_are_diagnosed(place, monkeypatch, capsys):
 def test_doctor_tells_what_this_machine_can_do(capsys):
     assert run(["doctor", "--json"]) == ExitCode.GOOD
     found = json.loads(capsys.readouterr().out)["facts"]
-    assert found["torch"] == torch.__version__
+    # A wheel for CUDA leaves +cu130 out of its own description.
+    assert torch.__version__.startswith(found["torch"])
     assert found["loss runs on"].split(":")[0] in {"torch", "triton"}
     assert examine().facts["ONNX Runtime"].startswith("runs on cpu")
 

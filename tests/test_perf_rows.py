@@ -132,6 +132,7 @@ def test_a_place_that_can_not_be_written_is_found_before_measuring(tmp_path, mon
 
     for name in ("suites.run_suite", "cpu.measure_workload", "ab_run.compare_revisions"):
         monkeypatch.setattr(f"klppo_compile.perf.{name}", measured)
+    monkeypatch.setattr("klppo_compile.perf.inductor.require_torch", lambda: None)
     for name in ("evaluating.prepared", "inductor.compare"):
         monkeypatch.setattr(f"klppo_compile.perf.{name}", measured)
     (tmp_path / "folder.json").mkdir()
