@@ -77,13 +77,10 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
 
     def compiled(tensordict: TensorDictBase) -> TensorDictBase:
         beta = loss.used_betas.of(tensordict, loss.beta)
-        # Dynamo hands memory-mapped tensors to operators that don't take them.
-        if any(type(x) is MemoryMappedTensor for x in tensordict.values(True, True)):
-            tensordict = tensordict.apply(_plain)
         out: TensorDictBase = graph(tensordict, loss.moves_beta(), beta)
         return out
 
-    return compiled
+    return _unmapping(compiled)
 
 
 def _options(loss: KLPENPPOLoss, cudagraphs: bool, inductor: bool) -> dict[str, Any]:
@@ -113,6 +110,29 @@ def _may_change(name: str, kind: str) -> bool:
     if CLASSES.match(name):
         return kind not in CODE and "__defaults__" not in name and "__closure__" not in name
     return not (LIBRARIES.match(name) and kind in CODE)
+
+
+def _unmapping(compiled: CompiledLoss) -> CompiledLoss:
+    """Give a compiled loss memory-mapped tensors as plain ones, once it has met some.
+
+    Dynamo hands them to operators that raise. To look for them at every call would take one in
+    fifty of a small one.
+    """
+    met = False
+
+    def unmapped(tensordict: TensorDictBase) -> TensorDictBase:
+        nonlocal met
+        if met:
+            return compiled(tensordict.apply(_plain))
+        try:
+            return compiled(tensordict)
+        except TypeError:
+            met = any(type(x) is MemoryMappedTensor for x in tensordict.values(True, True))
+            if not met:
+                raise
+        return compiled(tensordict.apply(_plain))
+
+    return unmapped
 
 
 def _plain(x: Tensor) -> Tensor:
