@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from klppo_compile import objective
-from klppo_compile.elements import HeadRows, columns, pull_back, rows
-from klppo_compile.records import Critic, Minibatch
+from klppo_compile.elements import columns, pull_back, rows
+from klppo_compile.records import Critic, HeadRows, Minibatch
 from klppo_compile.sums import (
     Hyper,
     Static,

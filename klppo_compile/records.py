@@ -114,6 +114,15 @@ class PolicyHead:
     name: str = "action"
 
 
+class HeadRows(NamedTuple):
+    """One head's rows; entropy [*P, D] or [*P, K] is not summed: often only its total counts."""
+
+    log_prob: Tensor  # [*P]
+    kl: Tensor  # [*P]
+    entropy: Tensor  # [*P, ...]
+    kept: tuple[Tensor, ...]  # [*P, K, 1] each, what the backward of a softmax needs
+
+
 @dataclass(frozen=True, eq=False)
 class Minibatch:
     """What one loss is computed from.

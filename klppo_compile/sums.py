@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from klppo_compile import objective
-from klppo_compile.elements import HeadRows
-from klppo_compile.records import Critic, Minibatch
+from klppo_compile.records import Critic, HeadRows, Minibatch
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ LAYERS = (
     ("records",),
     ("distributions", "objective", "penalty", "returns"),
     ("blocks", "inductor", "packing"),
+    ("softmax",),
     ("elements",),
     ("sums",),
     ("eager", "advantage", "recognise"),

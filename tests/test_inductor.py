@@ -12,24 +12,27 @@ from klppo_compile.compiling import FUSED_MULTIPLY_ADD
 from tests.kernel_cases import batch, head, in_float64
 
 ROWS = 4000
-SHAPES = [(1, 2), (1, 3), (1, 8), (1, 9), (2, 2), (3, 6), (7, 3), (3, 11)]
+FEW = [(1, 2), (1, 3), (1, 8), (2, 2), (3, 6), (7, 3)]  # heads, actions
+LEFT_OVER = [(1, 9), (3, 11), (2, 12), (1, 17), (2, 18), (1, 20), (3, 34)]  # by whole vectors
+SHAPES = FEW + LEFT_OVER
 
 
-def losses(minibatch, compiled):
-    """Loss, rows and gradients."""
+def total_and_rows(minibatch, beta, new):
     (policy,) = minibatch.policy
-    leaves = tuple(x.detach().clone().requires_grad_() for x in policy.new)
+    heads = (PolicyHead(policy.family, policy.action, policy.old, new),)
+    rows = Minibatch(heads, minibatch.old_log_prob, minibatch.advantage)
+    out = klpen_ppo_loss(rows, beta)
+    return out.loss_objective + out.loss_entropy, out.kl, out.log_prob, out.nonfinite
 
-    def step(beta, new):
-        heads = (PolicyHead(policy.family, policy.action, policy.old, new),)
-        rows = Minibatch(heads, minibatch.old_log_prob, minibatch.advantage)
-        out = klpen_ppo_loss(rows, beta)
-        return out.loss_objective + out.loss_entropy, out.kl, out.log_prob, out.nonfinite
 
+def losses(minibatch, compiled, dynamic=None):
+    """Loss, rows and gradients."""
+    leaves = tuple(x.detach().clone().requires_grad_() for x in minibatch.policy[0].new)
+    step = total_and_rows
     if compiled:
         torch.compiler.reset()
-        step = torch.compile(step, fullgraph=True, options=FUSED_MULTIPLY_ADD)
-    loss, *rows = step(torch.ones((), dtype=minibatch.advantage.dtype), leaves)
+        step = torch.compile(step, fullgraph=True, dynamic=dynamic, options=FUSED_MULTIPLY_ADD)
+    loss, *rows = step(minibatch, torch.ones((), dtype=minibatch.advantage.dtype), leaves)
     return loss, *rows, *torch.autograd.grad(loss, leaves)
 
 
@@ -48,6 +51,19 @@ def test_few_actions_compiled_are_those_of_float64(heads, actions):
     assert_close(losses(given, compiled=True), losses(in_float64(given), compiled=False))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_actions_left_over_may_be_all_or_none_that_are_allowed(seed):
+    torch.manual_seed(seed)
+    policy = head("categorical", 300, 18, eps=0.3)
+    (old,), (new,) = policy.old, policy.new
+    old[:100, :, :16], old[100:200, :, 16:] = -torch.inf, -torch.inf
+    new[:100, :, :16], new[100:200, :, 16:] = -torch.inf, -torch.inf
+    new[::3, :, 17] += 30 * torch.randn(100, 1)  # the largest, and the rarest
+    policy.action[:100], policy.action[100:200] = 17, 5
+    given = batch(policy)
+    assert_close(losses(given, compiled=True), losses(in_float64(given), compiled=False))
+
+
 @pytest.mark.parametrize("actions", [4, 18])
 def test_an_action_out_of_range_is_nan_and_counted_when_compiled(actions):
     torch.manual_seed(actions)
@@ -62,12 +78,17 @@ def test_an_action_out_of_range_is_nan_and_counted_when_compiled(actions):
     assert gradient[[3, 5]].isnan().all()
 
 
-@pytest.mark.parametrize("actions", [2, 4, 8])
-def test_rows_of_few_actions_are_computed_in_vectors(actions):
+def generated(actions, dynamic=None):
+    """Inductor's code for a softmax."""
     torch.manual_seed(actions)
     given = batch(head("categorical", ROWS, actions))
     with fresh_cache():  # what is cached is not generated
-        _, code = run_and_get_cpp_code(losses, given, compiled=True)
+        return run_and_get_cpp_code(losses, given, compiled=True, dynamic=dynamic)[1]
+
+
+@pytest.mark.parametrize("actions", [2, 4, 8])
+def test_rows_of_few_actions_are_computed_in_vectors(actions):
+    code = generated(actions)
     loops = re.findall(
         r"x\d+<static_cast<int64_t>\((\d+)L\); x\d+\+=static_cast<\w+>\((\d+)L", code
     )
@@ -75,3 +96,17 @@ def test_rows_of_few_actions_are_computed_in_vectors(actions):
     assert steps
     if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
         assert 1 not in steps
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="vectors of 8 or 16"
+)
+@pytest.mark.parametrize(("actions", "left"), [(18, 2), (22, 6)])
+def test_actions_left_over_take_no_vector_a_row_where_they_are_few(actions, left):
+    # The 6 of 22 are too many for loops of their own.
+    loads = re.findall(rf"loadu\([^;]*static_cast<int64_t>\({left}L\)\)", generated(actions))
+    assert bool(loads) == (left == 6)
+
+
+def test_rows_may_be_a_symbol_in_the_code_and_actions_not():
+    assert set(re.findall(r"ks\d+", generated(4, dynamic=True))) == {"ks0"}

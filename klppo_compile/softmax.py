@@ -1,0 +1,97 @@
+"""Actions to rows: a softmax head's terms summed over its actions, and pulled back to logits."""
+
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from klppo_compile.inductor import chunks, hits, rough_exp, row_sums, written
+from klppo_compile.records import HeadRows, PolicyHead, Softmax
+from klppo_compile.series import retaken
+from klppo_compile.vocabulary import by_inductor_on_cpu, exp
+
+
+def rows(head: PolicyHead) -> HeadRows:
+    """Rows from the moments of their actions."""
+    family, (old,), (new,), action = head.family, head.old, head.new, head.action
+    assert isinstance(family, Softmax) and action is not None
+    parts, q, old_top, level, shift = _centred(family, chunks(old, new))
+    moments = [_moments(family, part, level, shift) for part in parts]
+    p, u, psi_u, y = (reduce(torch.add, x) for x in zip(*moments, strict=True))  # [*P, K]
+    log_q, log_p = q.log(), p.log()
+    actions = new.shape[-1]
+    index = action.clamp(0, actions - 1).long()  # torch gathers by no smaller integers
+    picked = (new.gather(-1, index.unsqueeze(-1)) - level).squeeze(-1)
+    picked = torch.where(index == action, picked, torch.nan)
+    log_prob, kl, entropy, m = family.close(picked, log_q, log_p, u / q, psi_u / q, y / p)
+    each = (old_top + log_q.unsqueeze(-1), level + log_p.unsqueeze(-1))
+    kept = (*each, entropy.unsqueeze(-1), m.unsqueeze(-1), shift)
+    if entropy.shape[-1] == 1:
+        return HeadRows(log_prob.squeeze(-1), kl.squeeze(-1), entropy, kept)
+    log_prob, kl = row_sums(log_prob, kl)
+    return HeadRows(log_prob, kl, entropy, kept)
+
+
+class _Part(NamedTuple):
+    """A chunk of the actions, and what of it takes but the largest old logit: [*P, K, A] each."""
+
+    new: Tensor
+    x: Tensor
+    q: Tensor
+    fall: Tensor
+
+
+def _part(family: Softmax, old_top: Tensor, old: Tensor, new: Tensor) -> _Part:
+    x = old - old_top
+    return _Part(new, x, exp(x), family.fall(x, old, new))
+
+
+def _centred(
+    family: Softmax, logits: list[tuple[Tensor, ...]]
+) -> tuple[list[_Part], Tensor, Tensor, Tensor, Tensor]:
+    """The parts, the sum of q [*P, K], and the constants [*P, K, 1]: old, new, old less new."""
+    tops = zip(*logits, strict=True)
+    old_top, top = (reduce(torch.maximum, [x.amax(-1, True) for x in each]) for each in tops)
+    parts = [_part(family, old_top, *x) for x in logits]
+    compiled = by_inductor_on_cpu(old_top)
+    weights = [rough_exp(part.x) if compiled else part.q for part in parts]
+    total = reduce(torch.add, [w.sum(-1, True) for w in weights])
+    falls = [(w * part.fall).sum(-1, True) for w, part in zip(weights, parts, strict=True)]
+    level = family.level(old_top, top, reduce(torch.add, falls) / total)
+    if not compiled:
+        return parts, total.squeeze(-1), old_top, level, old_top - level
+    old_top, level, shift = written(old_top, level, old_top - level)
+    # Anew, of what is just written: else the loop above writes q and the falls as well, and the
+    # next reads them, which takes longer than to compute them.
+    parts = [_part(family, old_top, *x) for x in logits]
+    return parts, reduce(torch.add, [part.q.sum(-1) for part in parts]), old_top, level, shift
+
+
+def _moments(family: Softmax, part: _Part, level: Tensor, shift: Tensor) -> list[Tensor]:
+    """What is summed over actions beside q: [*P, K] each."""
+    y, u = part.new - level, part.fall - shift
+    p = exp(y)
+    moments = family.moments(part.q, p, retaken(p, part.x - y - u), u, y)
+    return [x.sum(-1) for x in (p, *moments)]
+
+
+def pull_back(
+    head: PolicyHead, kept: tuple[Tensor, ...], g_log_prob: Tensor, g_kl: Tensor, g_entropy: Tensor
+) -> Tensor:
+    """Gradients of the rows, each [*P, 1, 1] or [], to the logits."""
+    (old,), (new,), action = head.old, head.new, head.action
+    assert isinstance(head.family, Softmax) and action is not None
+    old_lse, lse, entropy, m, shift = kept
+    pulls = head.family.pulls(g_log_prob, g_entropy, entropy, m)
+    # The action is written with gradients, so that no forward writes who is hit for the backward.
+    g_log_prob, taken, *pulls = written(g_log_prob, action.unsqueeze(-1), *pulls)
+    g_kl, g_entropy = written(g_kl, g_entropy)
+    d_new: list[Tensor] = []
+    first = 0
+    for o, n in chunks(old, new):
+        last = first + n.shape[-1]
+        hit, first = hits(taken, first, last), last
+        x, y, u = o - old_lse, n - lse, (o - n) - shift
+        d_new.append(head.family.vjp(g_log_prob, g_kl, g_entropy, *pulls, m, hit, x, y, u))
+    return d_new[0] if len(d_new) == 1 else torch.cat(d_new, -1)
