@@ -34,6 +34,15 @@ def above_0(ctx: click.Context, param: click.Parameter, value: float) -> float: 
     return value
 
 
+def launches_enough(ctx: click.Context, param: click.Parameter, value: int) -> int:  # noqa: ARG001
+    """One launch, or enough for an interval of launches."""
+    if value != 1 and value < 3:
+        raise click.BadParameter(
+            f"must be 1, or 3 or more, which an interval of launches needs; got {value}"
+        )
+    return value
+
+
 def require(package: str, text: str) -> None:
     """Refuse where a package is not installed.
 
@@ -71,10 +80,21 @@ def group() -> None:
 @click.option("--rounds", type=int, callback=above_0, default=200, help="Calls of each, at most.")
 @click.option("--seconds", type=int, callback=above_0, default=20, help="Per workload, at most.")
 @click.option("--quick", is_flag=True, help="Seconds per workload, B <= 4096.")
+@click.option(
+    "--launches",
+    type=int,
+    callback=launches_enough,
+    default=1,
+    show_default=True,
+    help="Fresh processes, 3 or more, that each count once in the intervals; 1 is this one.",
+)
 @OUT
-def cpu(workload: str, rounds: int, seconds: int, quick: bool, out: Path | None) -> None:
+def cpu(
+    workload: str, rounds: int, seconds: int, quick: bool, launches: int, out: Path | None
+) -> None:
     """Time the loss on one thread, beside torchrl's."""
     from klppo_compile.perf.cpu import WrongAnswerError, measure_workload
+    from klppo_compile.perf.cpu_launches import measure_launches
     from klppo_compile.perf.machine import run_header
     from klppo_compile.perf.rows import Row, require_place, write_result
     from klppo_compile.perf.table import table_of
@@ -93,7 +113,11 @@ def cpu(workload: str, rounds: int, seconds: int, quick: bool, out: Path | None)
     console = Console()
     for one in chosen:
         try:
-            measured = measure_workload(one, *limits)
+            if launches == 1:
+                measured = measure_workload(one, *limits)
+            else:
+                with console.status(one.name) as status:
+                    measured = measure_launches(one, *limits, launches, status.update)
         except WrongAnswerError as error:
             raise FailedError(f"no speed for a wrong answer: {error}") from error
         console.print(table_of(one, measured))

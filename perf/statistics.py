@@ -100,8 +100,13 @@ def _bound(values: NDArray[np.float64], variances: float, one: float) -> Bound:
 
 def interval(found: Bound) -> tuple[float, float]:
     """Ends that hold the truth between them at `CONFIDENCE`: what is shown, where bounds decide."""
-    reach = float(stdtrit(found.freedom, (1 + CONFIDENCE) / 2)) * found.error
-    return found.value - reach, found.value + reach
+    return student(found.value, found.error, found.freedom)
+
+
+def student(mean: float, error: float, freedom: int) -> tuple[float, float]:
+    """The interval of a mean with such a standard error, at `CONFIDENCE` (Student 1908)."""
+    reach = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
+    return mean - reach, mean + reach
 
 
 def smallest_visible(found: Bound) -> float:

@@ -15,6 +15,7 @@ COLUMNS = {
     "time over copy of the minimum bytes": ("times the copy", "{:.1f}"),
 }
 FEW = f"no ±: fewer than {ENOUGH} samples have a range, which covers less than 99 %"
+ONE = "±: of this launch's calls; the next launch may differ by more (--launches 5)"
 
 
 def table_of(workload: Workload, rows: list[Row]) -> Table:
@@ -22,11 +23,10 @@ def table_of(workload: Workload, rows: list[Row]) -> Table:
 
     The 99 % interval of a ratio stands behind it, where there are samples enough for one.
     """
-    few = min((row.samples for row in rows), default=ENOUGH) < ENOUGH
     table = Table(
         title=f"{workload.name}: {workload.regime}",
         title_justify="left",
-        caption=FEW if few else None,
+        caption=caption_of(rows),
         caption_justify="left",
     )
     table.add_column("forward + backward, one thread")
@@ -40,6 +40,13 @@ def table_of(workload: Workload, rows: list[Row]) -> Table:
             if any(line):
                 table.add_row(label, *line)
     return table
+
+
+def caption_of(rows: list[Row]) -> str | None:
+    """What the intervals leave out."""
+    if min((row.samples for row in rows), default=ENOUGH) < ENOUGH:
+        return FEW
+    return ONE if all(row.launches == 1 for row in rows) else None
 
 
 def cell(row: Row) -> str:

@@ -134,6 +134,12 @@ def test_no_budget_is_none_or_endless(minutes, capsys):
         assert "--minutes" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("launches", ["0", "2", "-3"])
+def test_launches_are_one_or_enough_for_an_interval(launches, capsys):
+    assert main(["cpu", "--launches", launches]) == 2
+    assert "must be 1, or 3 or more" in capsys.readouterr().err
+
+
 def test_what_breaks_here_is_no_failed_check(monkeypatch, capsys):
     def broken(*_):
         raise RuntimeError("a defect")

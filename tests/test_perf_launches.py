@@ -6,16 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from klppo_compile.exit_codes import BadInputError
 from klppo_compile.perf import calibrating
 from klppo_compile.perf.ab import Comparison, Limits, compare_times, timed_finding, timed_findings
 from klppo_compile.perf.calibrating import GATE, chosen_workloads, noise_of
+from klppo_compile.perf.comparing import timed
 from klppo_compile.perf.comparing_table import findings_table
+from klppo_compile.perf.cpu_launches import joined, measure_launches
 from klppo_compile.perf.findings import Verdict, exit_code
 from klppo_compile.perf.pairing import Pair, Timing, logs
 from klppo_compile.perf.pairing_launch import build_order, difference, log_ratio
+from klppo_compile.perf.rows import Row
 from klppo_compile.perf.statistics import bound
+from klppo_compile.perf.workloads import WORKLOADS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -149,3 +154,46 @@ def test_workloads_go_by_pattern():
     assert chosen_workloads("normal/heads/4*") == ("normal/heads/4096",)
     with pytest.raises(BadInputError, match="'gamma' matches none of normal/heads/256"):
         chosen_workloads("gamma")
+
+
+def speed(value, metric="speed over torchrl eager"):
+    """A launch's ratio, which its calls agree on to 1 %."""
+    return Row("w", "ours compiled", metric, "x", value, 0.99 * value, 1.01 * value, 60, "higher")
+
+
+def test_the_interval_of_launches_is_students_and_no_calls():
+    values = [5.7, 7.3, 6.6, 9.2, 6.1]
+    (row,) = joined([[speed(x)] for x in values])
+    logs = np.log(values)
+    low, high = stats.t.interval(0.99, 4, np.mean(logs), stats.sem(logs))
+    assert (row.value, row.low, row.high) == pytest.approx(
+        (stats.gmean(values), math.exp(low), math.exp(high))
+    )
+    assert (row.samples, row.launches) == (300, 5)
+
+
+def test_launches_that_differ_are_no_change_between_runs():
+    one, other = [5.7, 7.3, 6.6, 9.2, 6.1], [7.3, 5.7, 5.5, 6.1, 6.6]
+    (base,), (new,) = (joined([[speed(x)] for x in values]) for values in (one, other))
+    assert timed(base, new).verdict is Verdict.SAME
+    assert timed(speed(6.6), speed(6.1)).verdict is Verdict.SAME
+    halved = joined([[speed(x / 3)] for x in one])[0]
+    assert timed(base, halved).verdict is Verdict.UNDECIDED  # no fresh confirmation
+
+
+def test_too_few_launches_or_other_ones_have_no_interval():
+    with pytest.raises(ValueError, match="needs 3; got 2"):
+        joined([[speed(1.0)]] * 2)
+    with pytest.raises(ValueError, match="the same"):
+        joined([[speed(1.0)], [speed(1.0)], [speed(1.0, "time")]])
+
+
+def test_launches_are_processes_of_their_own():
+    workload = next(w for w in WORKLOADS if w.name == "normal/heads/256")
+    said = []
+    rows = measure_launches(workload, 8, 1.0, 3, said.append)
+    assert len(said) == 3
+    assert {row.launches for row in rows} == {3}
+    found = {(row.provider, row.metric) for row in rows}
+    assert ("ours compiled", "speed over torchrl eager, again") in found
+    assert all(0 < row.low <= row.value <= row.high for row in rows)
