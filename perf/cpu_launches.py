@@ -1,8 +1,8 @@
 """The loss on one CPU thread in fresh processes, each of which counts once.
 
 A launch has one placement of code and data and one state of the heap, which all its calls share:
-beside torchrl eager a large loss's ratios agree to 2 % within a launch and differ by a fifth
-between two.
+beside torchrl eager a large loss's ratios agree to 8 % within a launch and differ by a half between
+two.
 """
 
 import math
