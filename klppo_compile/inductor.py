@@ -1,6 +1,7 @@
 """The same values in the shapes that Inductor's loops for a CPU are fast with.
 
-Elsewhere these functions do the plain thing, but for `rough_exp`, which is asked for here alone.
+Elsewhere these functions do the plain thing, but for `rough_exp` and `by_action`, which are asked
+for here alone.
 """
 
 import operator

@@ -4,17 +4,16 @@ Packages of the exported loss with their inputs, checked, and the eager loss hel
 runs outside valgrind, where compiling would take minutes.
 """
 
-import json
 import sys
-import warnings
 from pathlib import Path
 
 import torch
 
 from klppo_compile.perf.counted_process import package_of
-from klppo_compile.perf.cpu import WrongAnswerError, check
-from klppo_compile.perf.exact import WRONG_ANSWER, understood
+from klppo_compile.perf.cpu import check
+from klppo_compile.perf.exact import answer, understood
 from klppo_compile.perf.providers import OURS, PROVIDERS, our_loss, step_of
+from klppo_compile.perf.rows import Row
 from klppo_compile.perf.workloads import Workload, problem
 
 
@@ -42,16 +41,13 @@ def build(workload: Workload, folder: Path) -> None:
 def main(arguments: list[str]) -> int:
     """Build for every workload; the rows, of which there are none, tell that all is there."""
     out, folder, *texts = arguments
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    try:
+
+    def measure() -> list[Row]:
         for text in texts:
             build(understood(text), Path(folder))
-    except WrongAnswerError as error:
-        print(error, file=sys.stderr)
-        return WRONG_ANSWER
-    Path(out).write_text(json.dumps([]), encoding="utf-8")
-    return 0
+        return []
+
+    return answer(out, measure)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -108,6 +109,26 @@ def result_of_process(
         if done.returncode or not out.exists():
             raise refusal(name, done)
         return json.loads(out.read_text(encoding="utf-8"))
+
+
+def answer(out: str, measure: Callable[[], list[Row]]) -> int:
+    """Write in such a process the rows that `result_of_process` waits for; its exit status.
+
+    On one thread, and with nothing on standard error but why an answer is wrong.
+    """
+    import torch
+
+    from klppo_compile.perf.cpu import WrongAnswerError
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    try:
+        rows = measure()
+    except WrongAnswerError as error:
+        print(error, file=sys.stderr)
+        return WRONG_ANSWER
+    Path(out).write_text(json.dumps([asdict(row) for row in rows]), encoding="utf-8")
+    return 0
 
 
 def pinned() -> dict[str, str]:

@@ -3,17 +3,13 @@
 Writes the rows as JSON; `exact.py` runs it.
 """
 
-import json
 import sys
-import warnings
-from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Callable, Collection
 
 import torch
 
-from klppo_compile.perf.cpu import WrongAnswerError, check
-from klppo_compile.perf.exact import WRONG_ANSWER, exact_row, understood
+from klppo_compile.perf.cpu import check
+from klppo_compile.perf.exact import answer, exact_row, understood
 from klppo_compile.perf.exact_compiled import count_compiled, count_peer
 from klppo_compile.perf.exact_onnx import count_onnx
 from klppo_compile.perf.exact_step import Counts, count_eager
@@ -27,6 +23,7 @@ from klppo_compile.perf.providers import (
     step_of,
     torchrl_loss,
 )
+from klppo_compile.perf.rows import Row
 from klppo_compile.perf.workloads import Workload, problem
 
 
@@ -61,21 +58,18 @@ PARTS: dict[str, dict[str, Callable[[Workload], Counts]]] = {
 def main(arguments: list[str]) -> int:
     """Count, write, and return the status."""
     out, text, *chosen = arguments
-    workload = understood(text)
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+    return answer(out, lambda: rows_of(understood(text), chosen))
+
+
+def rows_of(workload: Workload, chosen: Collection[str]) -> list[Row]:
+    """The counts of the chosen parts' providers."""
     rows = []
-    try:
-        for part in (part for part in PARTS if part in chosen):
-            for provider, count in PARTS[part].items():
-                torch.compiler.reset()
-                for metric, (value, unit) in count(workload).items():
-                    rows.append(exact_row(workload.name, provider, metric, unit, value))
-    except WrongAnswerError as error:
-        print(error, file=sys.stderr)
-        return WRONG_ANSWER
-    Path(out).write_text(json.dumps([asdict(row) for row in rows]), encoding="utf-8")
-    return 0
+    for part in (part for part in PARTS if part in chosen):
+        for provider, count in PARTS[part].items():
+            torch.compiler.reset()
+            for metric, (value, unit) in count(workload).items():
+                rows.append(exact_row(workload.name, provider, metric, unit, value))
+    return rows
 
 
 if __name__ == "__main__":
