@@ -17,6 +17,7 @@ __all__ = [
     "reduce_phi",
     "sigmoid",
     "where",
+    "within",
 ]
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -96,6 +97,12 @@ def fma(x, y, z):
 def magnitude(x):
     """Absolute value."""
     return tl.abs(x)
+
+
+@triton.jit
+def within(x, limit):
+    """|x| < limit; false where `x` is NaN."""
+    return tl.abs(x) < limit
 
 
 @triton.jit

@@ -274,6 +274,8 @@ def _over_rows(x: Tensor, rows: tuple[int, ...], strict: bool = False) -> Tensor
             f"A mask of shape {list(x.shape)} cannot be applied to rows of shape {list(rows)}: it "
             "must be of the shape of their first dimensions."
         )
+    if tuple(x.shape) == rows:
+        return x
     return x.reshape((*x.shape, *[1] * (len(rows) - x.ndim))).expand(rows)
 
 

@@ -252,7 +252,7 @@ class KLPENPPOLoss(ScheduledLoss):
             if name not in found:
                 found[name] = getattr(out, name)
         chosen = {
-            name: x.to(dtype) if x.is_floating_point() else x
+            name: x if x.dtype == dtype or not x.is_floating_point() else x.to(dtype)
             for name, x in found.items()
             if self._selected is None or name in self._selected
         }

@@ -8,7 +8,7 @@ sum is here.
 from torch import Tensor
 
 from klppo_compile.records import Text
-from klppo_compile.vocabulary import clip, exp, finite, magnitude, maximum, minimum, where
+from klppo_compile.vocabulary import clip, exp, finite, magnitude, maximum, minimum, where, within
 
 # ---- the policy's rows
 
@@ -69,8 +69,7 @@ def l2_slope(error: Tensor) -> Tensor:
 
 def smooth_l1(error: Tensor) -> Tensor:
     """error^2 / 2 near 0, |error| - 1/2 beyond 1 (Girshick 2015, https://arxiv.org/abs/1504.08083)."""
-    size = magnitude(error)
-    return where(size < 1.0, 0.5 * error * error, size - 0.5)
+    return where(within(error, 1.0), 0.5 * error * error, magnitude(error) - 0.5)
 
 
 def smooth_l1_slope(error: Tensor) -> Tensor:

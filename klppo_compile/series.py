@@ -6,7 +6,16 @@ every summand is small itself.
 
 from torch import Tensor
 
-from klppo_compile.vocabulary import exp, fma, magnitude, maximum, quotient, reduce_phi, where
+from klppo_compile.vocabulary import (
+    exp,
+    fma,
+    magnitude,
+    maximum,
+    quotient,
+    reduce_phi,
+    where,
+    within,
+)
 
 
 def psi(d: Tensor) -> Tensor:
@@ -30,12 +39,12 @@ def retaken(r: Tensor, lost: Tensor) -> Tensor:
 
     q psi(d) is small where d is, but not q d nor r: the two have to be wrong alike.
     """
-    return fma(r, where(magnitude(lost) < 1e-3, lost, 0.0), r)
+    return fma(r, where(within(lost, 1e-3), lost, 0.0), r)
 
 
 def weighted_psi(q: "Tensor | float", r: Tensor, d: Tensor) -> Tensor:
     """q psi(d), given r = q exp(-d); it spares the exponential where r is at hand."""
-    return where(magnitude(d) < 0.5, q * psi_near(d), fma(d - 1.0, q, r))
+    return where(within(d, 0.5), q * psi_near(d), fma(d - 1.0, q, r))
 
 
 def phi_near(u: Tensor) -> Tensor:

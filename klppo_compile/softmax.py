@@ -9,7 +9,7 @@ from torch import Tensor
 from klppo_compile.inductor import chunks, hits, rough_exp, row_sums, written
 from klppo_compile.records import HeadRows, PolicyHead, Softmax
 from klppo_compile.series import retaken
-from klppo_compile.vocabulary import by_inductor_on_cpu, exp
+from klppo_compile.vocabulary import by_inductor_on_cpu, eager_on_cpu, exp, where
 
 
 def rows(head: PolicyHead) -> HeadRows:
@@ -18,15 +18,15 @@ def rows(head: PolicyHead) -> HeadRows:
     assert isinstance(family, Softmax) and action is not None
     parts, q, old_top, level, shift = _centred(family, chunks(old, new))
     moments = [_moments(family, part, level, shift) for part in parts]
-    p, u, psi_u, y = (reduce(torch.add, x) for x in zip(*moments, strict=True))  # [*P, K]
+    p, u, psi_u, y = (reduce(torch.add, x) for x in zip(*moments, strict=True))  # [*P, K, 1]
     log_q, log_p = q.log(), p.log()
     actions = new.shape[-1]
+    action = action.unsqueeze(-1)
     index = action.clamp(0, actions - 1).long()  # torch gathers by no smaller integers
-    picked = (new.gather(-1, index.unsqueeze(-1)) - level).squeeze(-1)
-    picked = torch.where(index == action, picked, torch.nan)
+    picked = where(index == action, new.gather(-1, index) - level, torch.nan)
     log_prob, kl, entropy, m = family.close(picked, log_q, log_p, u / q, psi_u / q, y / p)
-    each = (old_top + log_q.unsqueeze(-1), level + log_p.unsqueeze(-1))
-    kept = (*each, entropy.unsqueeze(-1), m.unsqueeze(-1), shift)
+    kept = (old_top + log_q, level + log_p, entropy, m, shift)
+    log_prob, kl, entropy = (x.squeeze(-1) for x in (log_prob, kl, entropy))
     if entropy.shape[-1] == 1:
         return HeadRows(log_prob.squeeze(-1), kl.squeeze(-1), entropy, kept)
     log_prob, kl = row_sums(log_prob, kl)
@@ -50,9 +50,9 @@ def _part(family: Softmax, old_top: Tensor, old: Tensor, new: Tensor) -> _Part:
 def _centred(
     family: Softmax, logits: list[tuple[Tensor, ...]]
 ) -> tuple[list[_Part], Tensor, Tensor, Tensor, Tensor]:
-    """The parts, the sum of q [*P, K], and the constants [*P, K, 1]: old, new, old less new."""
+    """The parts; the sum of q and the constants, old, new, old less new: [*P, K, 1] each."""
     tops = zip(*logits, strict=True)
-    old_top, top = (reduce(torch.maximum, [x.amax(-1, True) for x in each]) for each in tops)
+    old_top, top = (reduce(torch.maximum, [_largest(x) for x in each]) for each in tops)
     parts = [_part(family, old_top, *x) for x in logits]
     compiled = by_inductor_on_cpu(old_top)
     weights = [rough_exp(part.x) if compiled else part.q for part in parts]
@@ -60,20 +60,29 @@ def _centred(
     falls = [(w * part.fall).sum(-1, True) for w, part in zip(weights, parts, strict=True)]
     level = family.level(old_top, top, reduce(torch.add, falls) / total)
     if not compiled:
-        return parts, total.squeeze(-1), old_top, level, old_top - level
+        return parts, total, old_top, level, old_top - level
     old_top, level, shift = written(old_top, level, old_top - level)
     # Anew, of what is just written: else the loop above writes q and the falls as well, and the
     # next reads them, which takes longer than to compute them.
     parts = [_part(family, old_top, *x) for x in logits]
-    return parts, reduce(torch.add, [part.q.sum(-1) for part in parts]), old_top, level, shift
+    return parts, reduce(torch.add, [part.q.sum(-1, True) for part in parts]), old_top, level, shift
 
 
 def _moments(family: Softmax, part: _Part, level: Tensor, shift: Tensor) -> list[Tensor]:
-    """What is summed over actions beside q: [*P, K] each."""
+    """What is summed over actions beside q: [*P, K, 1] each."""
     y, u = part.new - level, part.fall - shift
     p = exp(y)
     moments = family.moments(part.q, p, retaken(p, part.x - y - u), u, y)
-    return [x.sum(-1) for x in (p, *moments)]
+    return [x.sum(-1, True) for x in (p, *moments)]
+
+
+def _largest(x: Tensor) -> Tensor:
+    """The largest of every row [*P, K, A]: [*P, K, 1]."""
+    actions = x.shape[-1]
+    if 8 <= actions < 32 and eager_on_cpu(x):
+        # torch takes the maxima of short rows number by number, of two halves in vectors.
+        x = torch.maximum(x[..., : (actions + 1) // 2], x[..., actions // 2 :])
+    return x.amax(-1, True)
 
 
 def pull_back(

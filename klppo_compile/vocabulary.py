@@ -8,7 +8,7 @@ formula of the loss.
 from functools import lru_cache
 
 import torch
-from torch import Tensor, clamp, sigmoid, where
+from torch import Tensor, clamp, sigmoid
 
 __all__ = [
     "clip",
@@ -24,6 +24,7 @@ __all__ = [
     "reduce_phi",
     "sigmoid",
     "where",
+    "within",
 ]
 
 
@@ -60,7 +61,7 @@ def reduce_phi(d: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
         k, f = _parts(ratio)
         u = where(k == 0, d, f)
         return where(ratio < SMALLEST, torch.inf, d - u - k * LOG_2), u
-    near = magnitude(d) < 0.5
+    near = within(d, 0.5)
     return where(near, 0.0, d - torch.log(ratio)), where(near, d, 0.0)
 
 
@@ -133,10 +134,28 @@ def finite(x: Tensor) -> Tensor:
     return x - x == 0.0  # 2 steps where torch.isfinite takes 4
 
 
+def where(condition: Tensor, x: "Tensor | float", y: "Tensor | float") -> Tensor:
+    """x where the condition holds, else y."""
+    if isinstance(x, Tensor):
+        if not isinstance(y, Tensor) and eager_on_cpu(x):
+            y = _constant(y, x.dtype)
+    elif isinstance(y, Tensor) and eager_on_cpu(y):
+        x = _constant(x, y.dtype)
+    return torch.where(condition, x, y)
+
+
+def eager_on_cpu(x: Tensor) -> bool:
+    """Whether every operator is a pass over memory, and a number beside it another operator."""
+    return type(x) is Tensor and x.is_cpu and not torch.compiler.is_compiling()
+
+
 def fma(x: Tensor, y: "Tensor | float", z: "Tensor | float") -> Tensor:
     """x y + z: in eager mode on a CPU one pass over memory, where the operators take two."""
-    if type(x) is not Tensor or not x.is_cpu or torch.compiler.is_compiling():
+    if not eager_on_cpu(x):
         return x * y + z
+    full = max(x.numel(), y.numel()) if isinstance(y, Tensor) else x.numel()
+    if isinstance(z, Tensor) and z.numel() not in (1, full):
+        return x * y + z  # addcmul takes what is broadcast number by number
     if not isinstance(z, Tensor):
         z = _constant(z, x.dtype)
     return torch.addcmul(z, x, y) if isinstance(y, Tensor) else torch.add(z, x, alpha=y)
@@ -151,12 +170,19 @@ def _constant(value: float, dtype: torch.dtype) -> Tensor:
 
 def quotient(x: "Tensor | float", y: Tensor) -> Tensor:
     """x / y: as a word, so that a GPU need not divide right by what no formula here divides by."""
-    return x / y
+    return y.reciprocal() if isinstance(x, float) and x == 1.0 else x / y
 
 
 def magnitude(x: Tensor) -> Tensor:
     """Absolute value."""
     return x.abs()
+
+
+def within(x: Tensor, limit: "Tensor | float") -> Tensor:
+    """|x| < limit; false where `x` is NaN."""
+    if not isinstance(limit, Tensor) and eager_on_cpu(x):
+        limit = _constant(limit, x.dtype)
+    return x.abs() < limit
 
 
 def maximum(x: Tensor, y: "Tensor | float") -> Tensor:

@@ -102,6 +102,18 @@ def test_fma_is_a_product_and_a_sum(dtype, y, z):
     torch.testing.assert_close(*(torch.autograd.grad(t.sum(), x)[0] for t in (found, expected)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pair", [(0, 1.7), (1.7, 0), (0, 1), (-1.5, 2.5)])
+def test_a_choice_between_numbers_and_tensors_is_that_of_torch(dtype, pair):
+    x, y = torch.linspace(-1, 1, 12, dtype=dtype).reshape(4, 3), torch.ones(3, dtype=dtype)
+    chosen = [(x, y)[t] if isinstance(t, int) else t for t in pair]
+    condition = vocabulary.within(x, 0.5)
+    assert condition.equal(x.abs() < 0.5)
+    found, expected = vocabulary.where(condition, *chosen), torch.where(condition, *chosen)
+    assert found.dtype == expected.dtype
+    assert found.equal(expected)
+
+
 def test_the_constants_of_fma_serve_every_mode():
     x = torch.ones(3)
     with torch.inference_mode():

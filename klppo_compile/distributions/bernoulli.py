@@ -8,7 +8,7 @@ from torch import Tensor
 
 from klppo_compile.records import Factorised
 from klppo_compile.series import log_one_plus, phi_near, psi, softplus, tanh_half_near
-from klppo_compile.vocabulary import exp, log, magnitude, maximum, minimum, quotient, where
+from klppo_compile.vocabulary import exp, log, magnitude, maximum, minimum, quotient, where, within
 
 
 def log_prob(action: Tensor, logits: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def vjp(
     # Where the sum is infinite, p q is 0.
     both = p * q * minimum(odds + old_odds, 1e38)
     far = where(minimum(logits, old_logits) > 0.0, old_odds * q - odds * p, p - q)
-    d_kl = where(magnitude(rise) < 0.25, tanh_half_near(rise) * both, far)
+    d_kl = where(within(rise, 0.25), tanh_half_near(rise) * both, far)
     d_entropy = logits * (p - p * p)
     return (g_log_prob * (action - p) + g_kl * d_kl - g_entropy * d_entropy,)
 

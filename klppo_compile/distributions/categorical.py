@@ -15,11 +15,11 @@ from klppo_compile.vocabulary import (
     clip,
     exp,
     fma,
-    magnitude,
     maximum,
     probability,
     quotient,
     where,
+    within,
 )
 
 
@@ -61,7 +61,7 @@ def close(
     and stays so where an exponential overflowed; m follows from the normalisers then.
     """
     log_ratio, m = log_p - log_q, psi_u - u
-    near = magnitude(m) < 0.5
+    near = within(m, 0.5)
     kl = maximum(where(near, psi_u - phi_near(m), u + log_ratio), 0.0)
     return picked - log_p, kl, log_p - y, where(near, m, exp(log_ratio) - 1.0)
 
@@ -70,7 +70,7 @@ def pulls(
     g_log_prob: Tensor, g_entropy: Tensor, entropy: Tensor, m: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the gradients of a row's actions share: the pull on p, 1 / (1 + m), and `near`."""
-    near = where(magnitude(m) < 0.5, 0.5, 0.0)
+    near = where(within(m, 0.5), 0.5, 0.0)
     return fma(g_entropy, entropy, g_log_prob), quotient(1.0, 1.0 + m), near
 
 
@@ -93,7 +93,7 @@ def vjp(
     which does not cancel.
     """
     q, p = probability(old_log_p), probability(log_p)
-    d_kl = where(magnitude(u) < near, q * (psi_near(u) - u - m) * scale, p - q)
+    d_kl = where(within(u, near), q * (psi_near(u) - u - m) * scale, p - q)
     # Any finite floor will do: below it p is 0, and 0 times infinity would be NaN.
     pull = fma(g_entropy, maximum(log_p, -1e4), pull)
     return where(hit, g_log_prob, 0.0) - p * pull + g_kl * d_kl
