@@ -64,7 +64,7 @@ class Rooms(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=(
         "Exit codes: 0 good; 1 a check, gate or comparison failed; 2 usage or bad input; 3 can't be"
-        " done or told; 4 this machine lacks something; 130 interrupted."
+        " done or told; 4 this machine lacks something; 130 interrupted; 141 the output was closed."
     ),
 )
 @click.version_option(__version__, prog_name="klppo")
@@ -72,20 +72,22 @@ def klppo() -> None:
     """PPO with an adaptive KL penalty, as one compiled graph."""
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code; errors are printed, never raised."""
+def run(arguments: Sequence[str], group: click.Command = klppo, program: str = "klppo") -> int:
+    """Run one command of a group and return its exit code; errors are printed, never raised."""
     try:
-        code = klppo.main(list(arguments), prog_name="klppo", standalone_mode=False)
+        code = group.main(list(arguments), prog_name=program, standalone_mode=False)
         return int(code or ExitCode.GOOD)
+    except SystemExit:  # click's and Rich's for a closed pipe, by the code of a failed check
+        return ExitCode.UNREAD
     except Exception as error:  # noqa: BLE001  the last line: a crash must not look like a failed check
-        code, text = explain(error)
+        code, text = explain(error, program)
         # Read here, for an error of usage has no parsed options.
         if "--json" in arguments:
             _print_json(error, code, text)
         return code
 
 
-def explain(error: Exception, program: str = "klppo") -> tuple[ExitCode, str]:
+def explain(error: Exception, program: str) -> tuple[ExitCode, str]:
     """Print an error as the user should see it; return its exit code and its text."""
     code, text = ExitCode.CANNOT, f"{program} itself broke; please report the lines above."
     missing = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""

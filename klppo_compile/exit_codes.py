@@ -24,6 +24,8 @@ class ExitCode(IntEnum):
     """This machine lacks something; the message says what to install."""
     INTERRUPTED = 130
     """Stopped by Ctrl-C (128 + SIGINT, as shells have it); what was written is usable."""
+    UNREAD = 141
+    """Whoever read the output closed it, as `| head` does (128 + SIGPIPE, as shells have it)."""
 
 
 class RefusalError(Exception):

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from klppo_compile.cli import explain
+from klppo_compile.cli import run
 from klppo_compile.exit_codes import BadInputError, ExitCode, FailedError, MissingRequirementError
 
 NEEDS_TORCHRL = "The comparison needs torchrl: pip install 'klppo-compile[perf]'"
@@ -179,12 +179,8 @@ def inductor(chips: tuple[str, ...], heads: tuple[str, ...], rows: int, out: Pat
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a subcommand and return its exit code; errors are printed, never raised."""
-    name = "python -m klppo_compile.perf"
-    try:
-        code = group.main(arguments, prog_name=name, standalone_mode=False)
-        return int(code or ExitCode.GOOD)
-    except Exception as error:  # noqa: BLE001  as in `klppo`: a crash must not look like a failed check
-        return explain(error, name)[0]
+    given = sys.argv[1:] if arguments is None else arguments
+    return run(given, group, "python -m klppo_compile.perf")
 
 
 if __name__ == "__main__":

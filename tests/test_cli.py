@@ -100,7 +100,22 @@ def test_exit_codes_are_frozen():
         "CANNOT": 3,
         "MISSING": 4,
         "INTERRUPTED": 130,
+        "UNREAD": 141,
     }
+
+
+@pytest.mark.parametrize("arguments", ["doctor", "doctor --json"])
+def test_output_that_nobody_reads_is_no_failed_check(arguments):
+    with subprocess.Popen(
+        [sys.executable, "-m", "klppo_compile.cli", *arguments.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == ExitCode.UNREAD
 
 
 def test_version(capsys):

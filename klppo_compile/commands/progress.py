@@ -82,7 +82,7 @@ def watch(settings: "TrainSettings", start: "Callable[..., TrainResult]") -> "Tr
     """Run `start(report=..., should_stop=...)` behind a progress bar; Ctrl-C ends it gently."""
     notice = "Stopping after this iteration, with a complete run folder."
     # On stderr, so that a pipe gets only the result.
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)  # :id: is part of an environment's name
     with StopRequest(notice) as stop, TrainingProgress(console, settings) as progress:
         return start(report=progress, should_stop=stop)
 

@@ -105,9 +105,10 @@ def seeds_for(seed: int, purpose: int, count: int) -> list[int]:
 def _refusal(env: str, error: Exception) -> RefusalError:
     """Tell apart why an environment could not be made: its packages, its id, or its own code."""
     if isinstance(error, gymnasium.error.DependencyNotInstalled):
+        mujoco = " MuJoCo comes with pip install 'klppo-compile[train]'."
         return MissingRequirementError(
             f"environment {env} needs a package that is not installed: {_line(error)}"
-            " MuJoCo comes with pip install 'klppo-compile[train]'."
+            + (mujoco if "mujoco" in str(error).lower() else "")
         )
     # Gymnasium splits an id at its colon, and raises the failed import of the module once more.
     module, *rest = env.split(":")
