@@ -70,13 +70,14 @@ def torch_loss(
     """The torch text's losses and metrics by name, and the next beta."""
     device = minibatch.old_log_prob.device
     *used, dtarg, increment, decrement, low, high = (scalar(x, device) for x in numbers)
-    packed = torch.stack(used)
-    if torch.compiler.is_compiling():
-        packed = snapshot(packed)
-    out = nodes.loss(minibatch, packed, static)
+    held = [
+        snapshot(x) if isinstance(given, Tensor) else x
+        for x, given in zip(used, numbers, strict=False)
+    ]
+    out = nodes.loss(minibatch, held, static)
     valid = eager.count(minibatch.mask, out["log_prob"])
     next_beta = penalty.adaptive(
-        packed[0], out["mean_kl"], valid, dtarg, increment, decrement, low, high
+        held[0], out["mean_kl"], valid, dtarg, increment, decrement, low, high
     )
     return out | {"next_beta": next_beta}
 
@@ -104,9 +105,9 @@ def scalar(x: Tensor | float, device: torch.device) -> Tensor:
 
 
 def snapshot(x: Tensor) -> Tensor:
-    """A copy that a compiler can't move behind a later write to the original; backward reads it.
+    """A copy [] that a later write to the original does not reach; backward reads it.
 
     The partitioner recomputes a clone in the backward graph, from a buffer that has changed by
     then; a reduction of this size it keeps (pytorch/pytorch#197039).
     """
-    return x.expand(16, *x.shape).amax(0)
+    return x.expand(16).amax(0) if torch.compiler.is_compiling() else x.clone()

@@ -150,8 +150,8 @@ def differentiated_once(
     return [None if g is None else next(out) for g in gradients]
 
 
-def loss(batch: Minibatch, hyper: Tensor, static: Static) -> dict[str, Tensor]:
-    """Losses and metrics by name; see `LossOutput`. `hyper` [4 + heads] as `named` reads it."""
+def loss(batch: Minibatch, numbers: Sequence[Tensor], static: Static) -> dict[str, Tensor]:
+    """Losses and metrics by name; see `LossOutput`. `numbers`, [] each, as `named` reads them."""
     layout = tuple((head.family, len(head.old)) for head in batch.policy)
     names = [
         "loss_objective",
@@ -166,7 +166,7 @@ def loss(batch: Minibatch, hyper: Tensor, static: Static) -> dict[str, Tensor]:
     names += ["loss_entropy", "entropy"] * static.entropy_bonus
     batch = replace(batch, policy=tuple(flat_head(head) for head in batch.policy))
     tensors = flatten(batch)
-    dtype, numbers = dtype_of(tensors), hyper.unbind()
+    dtype = dtype_of(tensors)
     data = list(tensors)
     data[VALUE] = None if batch.value is None else batch.value.detach()
     found = PolicyLoss.apply(static, layout, dtype, tuple(names), *numbers, *data)  # type: ignore[no-untyped-call]
