@@ -20,8 +20,14 @@ FUSED_MULTIPLY_ADD = {"cpp.enable_floating_point_contract_flag": "fast"}
 UNCHECKED = {"size_asserts": False}
 
 # What Dynamo guards, by the names it gives: globals of ours and of the libraries, and classes.
-OURS = re.compile(r"G\['(__import_klppo_compile(_dot_|')|__builtins|(?!__import_|_\d|___un))")
+OURS = re.compile(
+    r"(dict\()?G\['(__import_(klppo_compile(_dot_|')|dataclasses')|__builtins|(?!__import_|_\d|___un))"
+)
 LIBRARIES = re.compile(r"G\['(__import_(torch|tensordict)(_dot_|')|_\d|___un)")
+CONSTANTS = re.compile(
+    r".*('\]\.torch\.\w+|\.TensorDict\._is_\w+|\.__defaults__|___unnamed_scope\w*'\](\[.*)?"
+    r"|NO_DEFAULT|_has_h5|_initial_missing)$"
+)
 CLASSES = re.compile(r"dict\(type\(")
 CODE = {
     "BUILTIN_MATCH",
@@ -74,13 +80,26 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
         ours = _options(loss, cudagraphs, inductor="backend" not in options)
         options["options"] = ours | options.get("options", {})
     graph: Any = torch.compile(_apart(loss.run), fullgraph=True, **options)
+    met = False  # a memory-mapped tensor
 
     def compiled(tensordict: TensorDictBase) -> TensorDictBase:
-        beta = loss.used_betas.of(tensordict, loss.beta)
-        out: TensorDictBase = graph(tensordict, loss.moves_beta(), beta)
-        return out
+        nonlocal met
+        given = tensordict.apply(_plain) if met else tensordict
+        # loss.beta would be two calls, and each counts in a small minibatch.
+        beta = loss.used_betas.of(tensordict, loss._buffers["beta"])  # noqa: SLF001
+        try:
+            out: TensorDictBase = graph(given, loss.moves_beta(), beta)
+        except TypeError:
+            # Dynamo hands memory-mapped tensors to operators that raise. To look for them at every
+            # call would take one in fifty of a small one.
+            if met or not any(type(x) is MemoryMappedTensor for x in given.values(True, True)):
+                raise
+        else:
+            return out
+        met = True
+        return compiled(tensordict)
 
-    return _unmapping(compiled)
+    return compiled
 
 
 def _options(loss: KLPENPPOLoss, cudagraphs: bool, inductor: bool) -> dict[str, Any]:
@@ -97,9 +116,9 @@ def _options(loss: KLPENPPOLoss, cudagraphs: bool, inductor: bool) -> dict[str, 
 def may_change(guards: Sequence[Any]) -> list[bool]:
     """Which of Dynamo's guards to check at every call: data and settings, not what code is.
 
-    Left out are functions, classes, modules and constants of this package, and functions, classes
-    and modules of torch and tensordict: half of all guards, a tenth of a call's fixed cost on a
-    CPU. Whatever a network, its class or its module holds stays guarded, and so do modes.
+    Left out are functions, classes, modules and constants of this package, of torch and of
+    tensordict: half of all guards, an eighth of a call's fixed cost on a CPU. Whatever a network,
+    its class or its module holds stays guarded, and so do modes and hooks.
     """
     return [_may_change(guard.name, guard.guard_type) for guard in guards]
 
@@ -109,30 +128,7 @@ def _may_change(name: str, kind: str) -> bool:
         return False
     if CLASSES.match(name):
         return kind not in CODE and "__defaults__" not in name and "__closure__" not in name
-    return not (LIBRARIES.match(name) and kind in CODE)
-
-
-def _unmapping(compiled: CompiledLoss) -> CompiledLoss:
-    """Give a compiled loss memory-mapped tensors as plain ones, once it has met some.
-
-    Dynamo hands them to operators that raise. To look for them at every call would take one in
-    fifty of a small one.
-    """
-    met = False
-
-    def unmapped(tensordict: TensorDictBase) -> TensorDictBase:
-        nonlocal met
-        if met:
-            return compiled(tensordict.apply(_plain))
-        try:
-            return compiled(tensordict)
-        except TypeError:
-            met = any(type(x) is MemoryMappedTensor for x in tensordict.values(True, True))
-            if not met:
-                raise
-        return compiled(tensordict.apply(_plain))
-
-    return unmapped
+    return not (LIBRARIES.match(name) and (kind in CODE or CONSTANTS.match(name)))
 
 
 def _plain(x: Tensor) -> Tensor:

@@ -18,16 +18,6 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1  # noqa: SLF001 - torch has no public name
 
 
-def saving_hook() -> Any:
-    """What keeps the tensors that this forward saves, None without a hook.
-
-    Activation checkpointing has one in its forward and one in its recomputation. Its reentrant form
-    has none, and runs the forward without gradients.
-    """
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # noqa: SLF001
-    return None if hooks is None else hooks[0]
-
-
 def checkpoint_of(hook: Any) -> tuple[Any, bool]:
     """The checkpoint that a hook of `torch.utils.checkpoint` serves, and whether it recomputes.
 
@@ -68,10 +58,12 @@ class UsedBetas:
 
     def of(self, tensordict: Any, beta: Tensor) -> Tensor:
         """`beta` for a call outside backward, which is remembered; inside, the one remembered."""
-        hook = saving_hook()
-        if hook is None or not torch.is_grad_enabled():
+        # What keeps the tensors that this forward saves. Activation checkpointing has hooks in its
+        # forward and in its recomputation; its reentrant form has none, and no gradients.
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # noqa: SLF001
+        if hooks is None or not torch.is_grad_enabled():
             return beta
-        checkpoint, recomputes = checkpoint_of(hook)
+        checkpoint, recomputes = checkpoint_of(hooks[0])
         calls: Calls = Calls()
         if checkpoint is not None:
             calls = self._checkpoints.setdefault(checkpoint, calls)
