@@ -1,5 +1,7 @@
 """What may change between calls is checked at every call; what code is, is not."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -13,6 +15,7 @@ from torch._dynamo.utils import counters
 from torch.distributions import Categorical
 
 from klppo_compile import KLPENPPOLoss, compile_loss
+from klppo_compile.compiling import may_change
 
 SCALE = 1.0
 
@@ -89,6 +92,26 @@ def test_settings_of_the_loss_are_seen(case):
     assert compiled(data)["loss_objective"].shape == (8,)
     with torch.no_grad():
         assert not compiled(data)["loss_objective"].requires_grad
+
+
+@pytest.mark.parametrize(
+    ("name", "checked"),
+    [
+        ("self.reduction", True),
+        ("G['__import_mine'].SCALE", True),
+        ("G['__import_torch_utilities'].torch.inf", True),
+        ("G['__import_tensordict_dot_nn_dot_utils']._skip_existing._mode", True),
+        ("G['__import_torch_dot_nn_dot_modules_dot_module']._global_forward_hooks", True),
+        ("G['__import_torch_dot_distributions'].Distribution._validate_args", True),
+        ("G['__import_tensordict_dot__td'].torch.inf", False),
+        ("G['__import_tensordict_dot__td'].TensorDict._is_locked", False),
+        ("G['___unnamed_scope_1_c0']['_tuple_new']", False),
+        ("dict(G['__import_klppo_compile_dot_nodes'].Critic.__dict__)['__new__']", False),
+    ],
+)
+def test_constants_of_code_go_unchecked_but_no_state(name, checked):
+    (found,) = may_change([SimpleNamespace(name=name, guard_type="CONSTANT_MATCH")])
+    assert found == checked
 
 
 def test_tensordicts_cache_of_its_classes_recompiles_nothing(case, tmp_path):
