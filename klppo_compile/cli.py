@@ -77,17 +77,20 @@ def run(arguments: Sequence[str], group: click.Command = klppo, program: str = "
     try:
         code = group.main(list(arguments), prog_name=program, standalone_mode=False)
         return int(code or ExitCode.GOOD)
-    except SystemExit:  # click's and Rich's for a closed pipe, by the code of a failed check
+    except SystemExit as end:
+        # click and Rich leave at a closed pipe, with the code of a failed check.
+        if end.code != ExitCode.FAILED:
+            raise
         return ExitCode.UNREAD
     except Exception as error:  # noqa: BLE001  the last line: a crash must not look like a failed check
-        code, text = explain(error, program)
+        code, text = _explain(error, program)
         # Read here, for an error of usage has no parsed options.
         if "--json" in arguments:
             _print_json(error, code, text)
         return code
 
 
-def explain(error: Exception, program: str) -> tuple[ExitCode, str]:
+def _explain(error: Exception, program: str) -> tuple[ExitCode, str]:
     """Print an error as the user should see it; return its exit code and its text."""
     code, text = ExitCode.CANNOT, f"{program} itself broke; please report the lines above."
     missing = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""

@@ -25,7 +25,7 @@ OURS = re.compile(
 )
 LIBRARIES = re.compile(r"G\['(__import_(torch|tensordict)(_dot_|')|_\d|___un)")
 CONSTANTS = re.compile(
-    r".*('\]\.torch\.\w+|\.TensorDict\._is_\w+|\.__defaults__|___unnamed_scope\w*'\](\[.*)?"
+    r".*('\]\.torch\.\w+|\.TensorDict\._is_\w+|\.__defaults__|___unnamed_scope\w*'\](\['_tuple_new'\])?"
     r"|NO_DEFAULT|_has_h5|_initial_missing)$"
 )
 CLASSES = re.compile(r"dict\(type\(")

@@ -118,6 +118,15 @@ def test_output_that_nobody_reads_is_no_failed_check(arguments):
         assert process.wait() == ExitCode.UNREAD
 
 
+def test_an_exit_of_another_is_left_alone():
+    @click.command()
+    def leaves():
+        sys.exit(7)
+
+    with pytest.raises(SystemExit, match="7"):
+        run([], leaves)
+
+
 def test_version(capsys):
     assert run(["--version"]) == ExitCode.GOOD
     assert capsys.readouterr().out == f"klppo, version {__version__}\n"

@@ -105,6 +105,7 @@ def test_settings_of_the_loss_are_seen(case):
         ("G['__import_torch_dot_distributions'].Distribution._validate_args", True),
         ("G['__import_tensordict_dot__td'].torch.inf", False),
         ("G['__import_tensordict_dot__td'].TensorDict._is_locked", False),
+        ("G['___unnamed_scope_1_c0']['SCALE']", True),
         ("G['___unnamed_scope_1_c0']['_tuple_new']", False),
         ("dict(G['__import_klppo_compile_dot_nodes'].Critic.__dict__)['__new__']", False),
     ],
