@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 __all__ = [
+    "above",
     "clip",
     "exp",
     "finite",
@@ -103,6 +104,12 @@ def magnitude(x):
 def within(x, limit):
     """|x| < limit; false where `x` is NaN."""
     return tl.abs(x) < limit
+
+
+@triton.jit
+def above(x, limit):
+    """x > limit; false where `x` is NaN."""
+    return x > limit
 
 
 @triton.jit

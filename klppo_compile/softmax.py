@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from klppo_compile.inductor import chunks, hits, rough_exp, row_sums, written
+from klppo_compile.passes import eager_on_cpu
 from klppo_compile.records import HeadRows, PolicyHead, Softmax
 from klppo_compile.series import retaken
-from klppo_compile.vocabulary import by_inductor_on_cpu, eager_on_cpu, exp, where
+from klppo_compile.vocabulary import by_inductor_on_cpu, exp, where
 
 
 def rows(head: PolicyHead) -> HeadRows:

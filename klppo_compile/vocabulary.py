@@ -5,12 +5,13 @@ else; the Triton binding provides the same names. What is not in this list can't
 formula of the loss.
 """
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor, clamp, sigmoid
 
+from klppo_compile.passes import Inside, constant, eager_on_cpu, many
+
 __all__ = [
+    "above",
     "clip",
     "exp",
     "finite",
@@ -131,41 +132,31 @@ SMALLEST = 1.17549435e-38  # the smallest normal float32
 
 def finite(x: Tensor) -> Tensor:
     """Neither NaN nor infinite."""
-    return x - x == 0.0  # 2 steps where torch.isfinite takes 4
+    zero = constant(0.0, x.dtype) if eager_on_cpu(x) else 0.0
+    return x - x == zero  # 2 steps where torch.isfinite takes 4
 
 
-def where(condition: Tensor, x: "Tensor | float", y: "Tensor | float") -> Tensor:
+def where(condition: "Tensor | Inside", x: "Tensor | float", y: "Tensor | float") -> Tensor:
     """x where the condition holds, else y."""
+    if isinstance(condition, Inside):
+        return condition.where(x, y)
     if isinstance(x, Tensor):
         if not isinstance(y, Tensor) and eager_on_cpu(x):
-            y = _constant(y, x.dtype)
+            y = constant(y, x.dtype)
     elif isinstance(y, Tensor) and eager_on_cpu(y):
-        x = _constant(x, y.dtype)
+        x = constant(x, y.dtype)
     return torch.where(condition, x, y)
-
-
-def eager_on_cpu(x: Tensor) -> bool:
-    """Whether every operator is a pass over memory, and a number beside it another operator."""
-    return type(x) is Tensor and x.is_cpu and not torch.compiler.is_compiling()
 
 
 def fma(x: Tensor, y: "Tensor | float", z: "Tensor | float") -> Tensor:
     """x y + z: in eager mode on a CPU one pass over memory, where the operators take two."""
     if not eager_on_cpu(x):
         return x * y + z
-    full = max(x.numel(), y.numel()) if isinstance(y, Tensor) else x.numel()
-    if isinstance(z, Tensor) and z.numel() not in (1, full):
-        return x * y + z  # addcmul takes what is broadcast number by number
     if not isinstance(z, Tensor):
-        z = _constant(z, x.dtype)
+        z = constant(z, x.dtype)
+    elif z.numel() not in (1, max(x.numel(), y.numel()) if isinstance(y, Tensor) else x.numel()):
+        return x * y + z  # addcmul takes what is broadcast number by number
     return torch.addcmul(z, x, y) if isinstance(y, Tensor) else torch.add(z, x, alpha=y)
-
-
-@lru_cache
-def _constant(value: float, dtype: torch.dtype) -> Tensor:
-    """A number as a tensor []; making one costs as much as a small operator."""
-    with torch.inference_mode(False):
-        return torch.scalar_tensor(value, dtype=dtype, device="cpu")
 
 
 def quotient(x: "Tensor | float", y: Tensor) -> Tensor:
@@ -178,11 +169,25 @@ def magnitude(x: Tensor) -> Tensor:
     return x.abs()
 
 
-def within(x: Tensor, limit: "Tensor | float") -> Tensor:
-    """|x| < limit; false where `x` is NaN."""
-    if not isinstance(limit, Tensor) and eager_on_cpu(x):
-        limit = _constant(limit, x.dtype)
-    return x.abs() < limit
+def within(x: Tensor, limit: "Tensor | float") -> "Tensor | Inside":
+    """|x| < limit, which is finite; false where `x` is NaN."""
+    if not eager_on_cpu(x):
+        return x.abs() < limit
+    if not many(x):
+        return x.abs() < (limit if isinstance(limit, Tensor) else constant(limit, x.dtype))
+    if isinstance(limit, Tensor):
+        return Inside.of(x.abs() - limit.to(x.dtype), -torch.inf, 0.0)
+    return Inside.of(x, -limit, limit)
+
+
+def above(x: Tensor, limit: float) -> "Tensor | Inside":
+    """x > limit; false where `x` is NaN."""
+    if not eager_on_cpu(x):
+        return x > limit
+    if not many(x):
+        return x > constant(limit, x.dtype)
+    # The smallest numbers above 0 are too small for `Inside`.
+    return Inside.of(-x if limit else x * -(2.0**64), -torch.inf, -limit)
 
 
 def maximum(x: Tensor, y: "Tensor | float") -> Tensor:

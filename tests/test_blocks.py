@@ -1,10 +1,19 @@
-"""A minibatch in blocks of rows is the same minibatch."""
+"""How eager mode goes about a large minibatch, in blocks and by intervals, changes nothing."""
 
 import pytest
 import torch
 from torch.distributions import Distribution
 
-from klppo_compile import KLPENPPOLoss, blocks
+from klppo_compile import (
+    KLPENPPOLoss,
+    LossConfig,
+    Minibatch,
+    PolicyHead,
+    blocks,
+    klpen_ppo_loss,
+    passes,
+)
+from klppo_compile.distributions import FAMILIES
 from tests.builders import CASES, NOT_OURS, problem, total
 
 ROWS = (23,)
@@ -39,3 +48,43 @@ def test_blocks_change_nothing(name, reduction, masked, monkeypatch):
     small = outcome(name, 7, monkeypatch, masked, reduction=reduction)
     torch.testing.assert_close(small, whole, rtol=1e-12, atol=1e-12)
     assert len(taken) == (0 if name in NOT_OURS else 2)
+
+
+LOGITS = (0.0, -0.0, 1e-39, -1e-39, 1e-310, 0.25, -0.49, 0.51, 3.0, -30.0, 80.0, -100.0, 1e4)
+
+
+def edge_head(family, dtype):
+    """Every logit beside every other, forbidden and NaN too; or scales of every ratio."""
+    torch.manual_seed(0)
+    edges = torch.tensor((*LOGITS, -torch.inf, torch.nan), dtype=torch.float64).to(dtype)
+    if family == "categorical":
+        old, new = edges[torch.randint(len(edges), (2, 600, 1, 5))]
+        return torch.randint(5, (600, 1)), (old,), (new,)
+    if family == "bernoulli":
+        old, new = (x.reshape(-1, 1) for x in torch.meshgrid(edges, edges, indexing="ij"))
+        return (torch.rand_like(old) < 0.5).to(dtype), (old,), (new,)
+    scales = torch.logspace(-3, 3, 15, dtype=dtype)
+    old_scale, scale = torch.meshgrid(scales, scales.roll(3), indexing="ij")
+    loc, action = torch.randn(2, 15, 15, dtype=dtype).tanh().unbind(0)
+    return action, (loc, old_scale), (loc + 0.1 * scale, scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("family", ["bernoulli", "categorical", "normal", "tanh_normal"])
+def test_intervals_change_nothing(family, dtype, monkeypatch):
+    action, old, new = edge_head(family, dtype)
+    outcomes = []
+    for many in (1, 2**60):
+        monkeypatch.setattr(passes, "MANY", many)
+        leaves = tuple(x.clone().requires_grad_() for x in new)
+        noise = {} if family != "tanh_normal" else {"noise": action[None], "weights": torch.ones(1)}
+        head = PolicyHead(FAMILIES[family], action, old, leaves, **noise)
+        rows = torch.ones(len(action), dtype=dtype)
+        out = klpen_ppo_loss(
+            Minibatch((head,), -rows, rows), 0.5, LossConfig(reduction="none"), "torch"
+        )
+        losses = torch.cat([out.loss_objective, out.loss_entropy]).nan_to_num(posinf=1e9)
+        grads = torch.autograd.grad(losses.sum(), leaves)
+        outcomes.append((out.kl, out.log_prob, out.loss_entropy, out.nonfinite, *grads))
+    torch.testing.assert_close(*outcomes, rtol=0, atol=0, equal_nan=True)
+    assert outcomes[0][0].isfinite().sum() > 10

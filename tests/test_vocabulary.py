@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from klppo_compile import vocabulary
+from klppo_compile import passes, vocabulary
 from klppo_compile.compiling import FUSED_MULTIPLY_ADD
 from klppo_compile.series import phi_near
 
@@ -114,6 +114,92 @@ def test_a_choice_between_numbers_and_tensors_is_that_of_torch(dtype, pair):
     assert found.equal(expected)
 
 
+EDGES = (0.0, -0.0, 0.5, -0.5, 1.3, -1.3, 1e-39, -1e-39, 1e-310, -1e-310, nan, inf, -inf, 80.0)
+INSIDE = {
+    "within": (lambda x: vocabulary.within(x, 0.5), lambda x: x.abs() < 0.5),
+    "within what no binary number is": (
+        lambda x: vocabulary.within(x, 0.3),
+        lambda x: x.abs() < 0.3,
+    ),
+    "within, of each row": (
+        lambda x: vocabulary.within(x, 0.5 * (x[:, :1] > 0)),
+        lambda x: x.abs() < 0.5 * (x[:, :1] > 0),
+    ),
+    "above 0": (lambda x: vocabulary.above(x, 0.0), lambda x: x > 0.0),
+    "above": (lambda x: vocabulary.above(x, -1.3), lambda x: x > -1.3),
+    "far above": (lambda x: vocabulary.above(x, 80.0), lambda x: x > 80.0),
+}
+PAIRS = [(0, 1), (0, 0.0), (0.0, 1), (0, 1e10), (0.5, 0.0), (1.0, 2.0), (0.0, 0.0)]
+
+
+def many_numbers(dtype):
+    """Random ones, and rows that begin with each edge and hold all of them and their neighbours."""
+    x = torch.randn(passes.MANY // 8, 64, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    edges = torch.tensor(EDGES, dtype=torch.float64).to(dtype)
+    around = [edges, *(edges.nextafter(torch.full_like(edges, end)) for end in (inf, -inf))]
+    x[: len(edges), 1 : 1 + 3 * len(edges)] = torch.cat(around)
+    x[: len(edges), 0] = edges
+    return x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("flushed", [False, True])
+@pytest.mark.parametrize("name", INSIDE)
+def test_a_choice_of_many_numbers_needs_no_booleans(name, flushed, pair, dtype):
+    condition, expected = INSIDE[name]
+    x = many_numbers(dtype)
+    torch.set_flush_denormal(flushed)
+    try:
+        held = expected(x)
+        # What isn't chosen may be anything.
+        tensors = (torch.where(held, 2.0, nan).to(dtype), torch.where(held, nan, -3.0).to(dtype))
+        chosen = [tensors[t] if isinstance(t, int) else t for t in pair]
+        assert isinstance(condition(x), passes.Inside)
+        assert isinstance(condition(x[:8]), torch.Tensor)
+        found = vocabulary.where(condition(x), *chosen)
+        few = torch.cat(
+            [
+                vocabulary.where(
+                    condition(rows),
+                    *(t[i : i + 8] if isinstance(t, torch.Tensor) else t for t in chosen),
+                )
+                for i, rows in zip(range(0, len(x), 8), x.split(8), strict=True)
+            ]
+        )
+    finally:
+        torch.set_flush_denormal(False)
+    # Of two numbers torch makes float32, whatever is compared.
+    torch.testing.assert_close(
+        found, few, equal_nan=True, rtol=0, atol=0, check_dtype=isinstance(pair[1], int)
+    )
+    numbers = [torch.as_tensor(t, dtype=dtype) for t in chosen]
+    torch.testing.assert_close(found, torch.where(held, *numbers), equal_nan=True, rtol=0, atol=0)
+
+
+def test_a_choice_of_many_numbers_between_other_types_is_that_of_torch():
+    x = many_numbers(torch.float32)
+    held, wide = x.abs() < 0.5, torch.randn(2, *x.shape, dtype=torch.float64)
+    found = vocabulary.where(vocabulary.within(x, 0.5), *wide)
+    torch.testing.assert_close(found, torch.where(held, *wide), rtol=0, atol=0)
+    counted = vocabulary.where(vocabulary.within(x, 0.5), 1, 0)
+    torch.testing.assert_close(counted, held.float(), rtol=0, atol=0)
+    half = x.to(torch.bfloat16)
+    assert vocabulary.within(half, 1e-3).equal(half.abs() < 1e-3)
+    rows = 0.5 * (x[:, :1] > 0).double()
+    assert vocabulary.within(x, rows).x.dtype == torch.float32
+
+
+def test_a_choice_of_many_numbers_is_differentiated_and_mapped():
+    x, y = torch.randn(2, 4, passes.MANY).unbind(0)
+    leaves = [t.clone().requires_grad_() for t in (x, y)]
+    vocabulary.where(vocabulary.within(x, 0.5), *leaves).sum().backward()
+    torch.testing.assert_close(leaves[0].grad, (x.abs() < 0.5).float())
+    torch.testing.assert_close(leaves[1].grad, (x.abs() >= 0.5).float())
+    mapped = torch.func.vmap(lambda t: vocabulary.where(vocabulary.above(t, 0.5), t, 0.0))(x)
+    torch.testing.assert_close(mapped, torch.where(x > 0.5, x, 0.0))
+
+
 def test_the_constants_of_fma_serve_every_mode():
     x = torch.ones(3)
     with torch.inference_mode():
@@ -127,5 +213,8 @@ def test_the_constants_of_fma_serve_every_mode():
         torch.testing.assert_close(leaf.grad, torch.full((3,), 2.0))
     with FakeTensorMode() as mode:
         assert vocabulary.fma(mode.from_tensor(x), 2.0, 0.123).shape == (3,)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        vocabulary.fma(x, 2.0, 0.789)
+    assert vocabulary.fma(x, 2.0, 0.789).tolist() == pytest.approx([2.789] * 3)
     batched = torch.func.vmap(lambda t: vocabulary.fma(t, 2.0, 0.123))(torch.ones(2, 3))
     torch.testing.assert_close(batched, torch.full((2, 3), 2.123))

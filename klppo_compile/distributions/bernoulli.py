@@ -8,7 +8,17 @@ from torch import Tensor
 
 from klppo_compile.records import Factorised
 from klppo_compile.series import log_one_plus, phi_near, psi, softplus, tanh_half_near
-from klppo_compile.vocabulary import exp, log, magnitude, maximum, minimum, quotient, where, within
+from klppo_compile.vocabulary import (
+    above,
+    exp,
+    log,
+    magnitude,
+    maximum,
+    minimum,
+    quotient,
+    where,
+    within,
+)
 
 
 def log_prob(action: Tensor, logits: Tensor) -> Tensor:
@@ -23,10 +33,11 @@ def kl(old_logits: Tensor, logits: Tensor) -> Tensor:
     large nothing cancels in the plain q w + softplus(new) - softplus(old), and where exp(-w) is, q
     may have lost its digits: it can be as small as float32 has it, or 0.
     """
-    rare = where(old_logits > 0.0, -logits, logits)
-    falling = exp(-magnitude(old_logits))
+    rare = where(above(old_logits, 0.0), -logits, logits)
+    size = magnitude(old_logits)
+    falling = exp(-size)
     rest = quotient(1.0, 1.0 + falling)
-    fall = -magnitude(old_logits) - rare
+    fall = -size - rare
     q = falling * rest
     p = psi(fall)
     m = q * (p - fall)
@@ -36,8 +47,9 @@ def kl(old_logits: Tensor, logits: Tensor) -> Tensor:
 
 def entropy(logits: Tensor) -> Tensor:
     """softplus(z) - z sigmoid(z), an even function, taken at -|z|."""
-    falling = exp(-magnitude(logits))
-    return log_one_plus(falling) + magnitude(logits) * falling * quotient(1.0, 1.0 + falling)
+    size = magnitude(logits)
+    falling = exp(-size)
+    return log_one_plus(falling) + size * falling * quotient(1.0, 1.0 + falling)
 
 
 def vjp(
@@ -59,7 +71,7 @@ def vjp(
     rise = logits - old_logits
     # Where the sum is infinite, p q is 0.
     both = p * q * minimum(odds + old_odds, 1e38)
-    far = where(minimum(logits, old_logits) > 0.0, old_odds * q - odds * p, p - q)
+    far = where(above(minimum(logits, old_logits), 0.0), old_odds * q - odds * p, p - q)
     d_kl = where(within(rise, 0.25), tanh_half_near(rise) * both, far)
     d_entropy = logits * (p - p * p)
     return (g_log_prob * (action - p) + g_kl * d_kl - g_entropy * d_entropy,)

@@ -12,6 +12,7 @@ from torch import Tensor
 from klppo_compile.records import Softmax
 from klppo_compile.series import phi_near, psi_near, weighted_psi
 from klppo_compile.vocabulary import (
+    above,
     clip,
     exp,
     fma,
@@ -30,7 +31,7 @@ def fall(x: Tensor, old: Tensor, new: Tensor) -> Tensor:
     miss otherwise. Any u of 1/2 or more gives it, for then psi is not taken from its series. What
     exp(-80) is as likely as counts as forbidden: q u is nothing there for a u of 1e10.
     """
-    return where(x > -80.0, old - new, 1e10)
+    return where(above(x, -80.0), old - new, 1e10)
 
 
 def level(old_top: Tensor, top: Tensor, mean_fall: Tensor) -> Tensor:
