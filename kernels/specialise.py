@@ -34,6 +34,7 @@ class Free:
 @functools.cache
 def device_function(function: types.FunctionType) -> Any:
     """`function`, same text, for Triton: the vocabulary is bound, other functions likewise."""
+    function = inspect.unwrap(function)  # the text itself, where eager mode takes an operator
     names = [name for name in function.__code__.co_names if name in function.__globals__]
     return _jit(function, {name: _bind(name, function.__globals__[name]) for name in names})
 

@@ -2,12 +2,13 @@
 
 import ctypes
 from collections.abc import Callable
-from functools import reduce
+from functools import reduce, wraps
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+Text = Callable[[Tensor], Tensor]
 Pass = Callable[..., Tensor]
 Number = float | Tensor
 
@@ -30,6 +31,16 @@ def constant(value: float, dtype: torch.dtype) -> Tensor:
 
 
 CONSTANTS: dict[tuple[float, torch.dtype], Tensor] = {}
+
+
+def log1p(text: Text) -> Text:
+    """Bind a formula of log(1 + x): eager mode on a CPU takes torch's, which is one operator."""
+
+    @wraps(text)
+    def bound(x: Tensor) -> Tensor:
+        return torch.log1p(x) if eager_on_cpu(x) else text(x)
+
+    return bound
 
 
 MANY = 2**14  # numbers for which `Inside` is faster than booleans

@@ -6,6 +6,7 @@ every summand is small itself.
 
 from torch import Tensor
 
+from klppo_compile.passes import log1p
 from klppo_compile.vocabulary import (
     exp,
     fma,
@@ -80,6 +81,7 @@ def tanh_half_near(d: Tensor) -> Tensor:
     return d * fma(s, fma(s, 0.00412743940757, -0.0416657499365), 0.499999996824)
 
 
+@log1p
 def log_one_plus(u: Tensor) -> Tensor:
     """log(1 + u) to the last digits for small u too, for -1/2 <= u <= 1."""
     r = quotient(u, 2.0 + u)

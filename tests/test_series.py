@@ -1,5 +1,7 @@
 """The series behind every KL, against 50 digits over the whole range that each is for."""
 
+import inspect
+
 import mpmath
 import pytest
 import torch
@@ -33,4 +35,6 @@ def test_a_series_holds_where_it_is_used(name, dtype, rounding):
     x = x[x != 0]
     with mpmath.workdps(50):
         expected = torch.tensor([float(true(mpmath.mpf(v))) for v in x.tolist()], dtype=x.dtype)
-    assert ((near(x) - expected).abs() <= (error + rounding) * expected.abs()).all()
+    # The text, and what eager mode takes in its place.
+    for function in (inspect.unwrap(near), near):
+        assert ((function(x) - expected).abs() <= (error + rounding) * expected.abs()).all()
