@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 Text = Callable[[Tensor], Tensor]
 Pass = Callable[..., Tensor]
@@ -25,8 +26,8 @@ def constant(value: float, dtype: torch.dtype) -> Tensor:
         return known
     with torch.inference_mode(False):
         made = torch.scalar_tensor(value, dtype=dtype, device="cpu")
-    if type(made) is Tensor:  # and not a mode's, FakeTensorMode's say
-        CONSTANTS[value, dtype] = made
+    if type(made) is Tensor and not is_functorch_wrapped_tensor(made):
+        CONSTANTS[value, dtype] = made  # and not what a mode or a transform made for itself
     return made
 
 
@@ -88,9 +89,8 @@ class Inside(NamedTuple):
     def _last(self) -> float:
         """The last number inside; no number between the smallest normal one and 0 is in `x`."""
         limits = torch.finfo(self.x.dtype)
-        step = (
-            0.6 * limits.eps * abs(self.high)
-        )  # more than half of what is between two, at most 1.2
+        # Between half and 1.2 times what lies between two numbers there: it rounds to the last one.
+        step = 0.6 * limits.eps * abs(self.high)
         return self.high - step if self.high else -limits.tiny
 
 

@@ -216,5 +216,11 @@ def test_the_constants_of_fma_serve_every_mode():
     with FakeTensorMode(allow_non_fake_inputs=True):
         vocabulary.fma(x, 2.0, 0.789)
     assert vocabulary.fma(x, 2.0, 0.789).tolist() == pytest.approx([2.789] * 3)
+    for number, transform in enumerate(
+        (torch.func.functionalize, torch.func.vmap, torch.func.grad)
+    ):
+        transform(lambda t, z=number + 0.25: vocabulary.fma(t, 2.0, z).sum())(x)
+        plain = vocabulary.fma(x, 2.0, number + 0.25)
+        assert str(plain) == str(torch.full((3,), number + 2.25))
     batched = torch.func.vmap(lambda t: vocabulary.fma(t, 2.0, 0.123))(torch.ones(2, 3))
     torch.testing.assert_close(batched, torch.full((2, 3), 2.123))
