@@ -76,12 +76,12 @@ class Inside(NamedTuple):
         dtype = self.x.dtype
         if any(isinstance(z, Tensor) and z.dtype != dtype for z in (x, y)):
             return torch.where((self.x > self.low) & (self.x < self.high), x, y)
+        zero = constant(0.0, dtype)
+        x, y = (z if isinstance(z, Tensor) else constant(float(z), dtype) for z in (x, y))
         parts = []
-        if isinstance(x, Tensor) or x != 0.0:
-            x = x if isinstance(x, Tensor) else constant(float(x), dtype)
+        if x is not zero:
             parts.append(ZERO_OUTSIDE(x, self.x, self.low, self.high))
-        if isinstance(y, Tensor) or y != 0.0:
-            y = y if isinstance(y, Tensor) else constant(float(y), dtype)
+        if y is not zero:
             zero_inside = ZERO_UP_TO_SIZE if self.low == -self.high else ZERO_UP_TO
             parts.append(zero_inside(y, self.x, self._last()))
         return reduce(torch.add, parts) if parts else torch.zeros_like(self.x)

@@ -151,8 +151,8 @@ def problem(
 ) -> Problem:
     """The workload's data and networks, the same at every call but for the dtype they are cast to.
 
-    The new policy is a step of the workload's from the old. In float64 the heads keep the
-    values that they have in the workload's own dtype.
+    The new policy is the workload's step from the old. In float64 the heads keep the values that
+    they have in the workload's own dtype.
     """
     torch.manual_seed(0)
     with torch.device(device):
@@ -227,7 +227,7 @@ def given_heads(workload: Workload) -> dict[str, Tensor]:
 
 
 def nearby(workload: Workload, new: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Parameters of a policy at a KL of about 0.01, or at that workload's step."""
+    """Parameters of a policy at the workload's step: a KL of about 0.01 where that is 1."""
     step = workload.step
     if workload.family == "categorical":
         return (new[0] + 0.15 * step * torch.randn_like(new[0]),)

@@ -118,8 +118,8 @@ EDGES = (0.0, -0.0, 0.5, -0.5, 1.3, -1.3, 1e-39, -1e-39, 1e-310, -1e-310, nan, i
 INSIDE = {
     "within": (lambda x: vocabulary.within(x, 0.5), lambda x: x.abs() < 0.5),
     "within what no binary number is": (
-        lambda x: vocabulary.within(x, 0.3),
-        lambda x: x.abs() < 0.3,
+        lambda x: vocabulary.within(x, 1.3),
+        lambda x: x.abs() < 1.3,
     ),
     "within, of each row": (
         lambda x: vocabulary.within(x, 0.5 * (x[:, :1] > 0)),
