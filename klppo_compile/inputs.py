@@ -1,8 +1,7 @@
-"""From a tensordict to a `Minibatch`: reading, checks, masks, one run of actor and critic each."""
+"""From a tensordict to a `Minibatch`: reading, checks, one run of actor and critic each."""
 
 import math
 import warnings
-from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import distributions as td
 
 from klppo_compile import checks, eager
 from klppo_compile.advantage import standardise
+from klppo_compile.masks import joint_mask, over_rows, reaching, where_counting
 from klppo_compile.policy import ActorHead, head_of, run_actor
 from klppo_compile.recognise import Described
 from klppo_compile.records import Minibatch, PolicyHead, Softmax
@@ -41,7 +41,7 @@ def read_minibatch(
     rows = rows_of(old)
     checks.settle(_complaints(found, old, rows))
     masks = [m for m in (tensordict.get(k, None) for k in loss.mask_keys()) if m is not None]
-    mask = _joint_mask(masks, rows)
+    mask = joint_mask(masks, rows)
 
     with loss.with_parameters("actor_network"):
         after = run_actor(loss.actor_network, work)
@@ -58,7 +58,7 @@ def read_minibatch(
     batch = Minibatch(
         (head,),
         old_log_prob,
-        _over_rows(advantage, rows),
+        over_rows(advantage, rows),
         mask=mask,
         proximal_log_prob=proximal,
         **critic,
@@ -120,20 +120,13 @@ def _masked_apart(
             new = parameters[name]
             assert x is not None and new is not None
             finite = torch.where(x.isfinite(), x, new.detach())
-            old_parameters[name] = _where_counting(mask, x, finite)
+            old_parameters[name] = where_counting(mask, x, finite)
         old = head.read(old_parameters)
     new_parameters = {
-        name: None if x is None else _where_counting(mask, x, x.detach())
+        name: None if x is None else where_counting(mask, x, x.detach())
         for name, x in parameters.items()
     }
     return old, new_parameters
-
-
-def _where_counting(mask: Tensor, x: Tensor, masked: Tensor) -> Tensor:
-    """`x` in the rows that count; a parameter without rows of its own stays."""
-    if x.shape[: mask.ndim] != mask.shape or x.shape != masked.shape:
-        return x
-    return torch.where(mask.reshape(*mask.shape, *[1] * (x.ndim - mask.ndim)), x, masked)
 
 
 def rows_of(head: Head) -> tuple[int, ...]:
@@ -241,7 +234,7 @@ def _critic(
     )
     samples = {"value": value, "value_target": target, "old_value": old}
     flat = {k: _without_last(x) for k, x in samples.items()}
-    mask = _joint_mask(masks, tuple(_without_last(value).shape))
+    mask = joint_mask(masks, tuple(_without_last(value).shape))
     return {**flat, "value_mask": mask}
 
 
@@ -250,33 +243,7 @@ def _without_last(x: Any) -> Any:
     return x.squeeze(-1) if x is not None and x.shape[-1:] == (1,) else x
 
 
-# ---- masks and the advantage
-
-
-def _joint_mask(masks: list[Tensor], rows: tuple[int, ...]) -> Tensor | None:
-    """Which rows count: all masks hold. [*P] bool."""
-    if not masks:
-        return None
-    return reduce(torch.logical_and, [_over_rows(m.bool(), rows, strict=True) for m in masks])
-
-
-def _over_rows(x: Tensor, rows: tuple[int, ...], strict: bool = False) -> Tensor:
-    """A tensor [*B, 1] or [*B] over the rows [*P] that it heads; a mask must fit."""
-    while x.ndim > len(rows) and x.shape[-1] == 1:
-        x = x.squeeze(-1)
-    if strict and x.ndim > len(rows):
-        raise ValueError(
-            f"A mask of shape {list(x.shape)} cannot be applied to rows of shape {list(rows)}: it "
-            "has more non-singleton dimensions."
-        )
-    if strict and tuple(x.shape) != rows[: x.ndim]:
-        raise ValueError(
-            f"A mask of shape {list(x.shape)} cannot be applied to rows of shape {list(rows)}: it "
-            "must be of the shape of their first dimensions."
-        )
-    if tuple(x.shape) == rows:
-        return x
-    return x.reshape((*x.shape, *[1] * (len(rows) - x.ndim))).expand(rows)
+# ---- the advantage
 
 
 def _normalised(
@@ -297,15 +264,8 @@ def _normalised(
             stacklevel=2,
         )
     shape = tuple(advantage.shape)
-    mask = _joint_mask([_reaching(m, shape) for m in masks], shape)
+    mask = joint_mask([reaching(m, shape) for m in masks], shape)
     return standardise(advantage, mask, exclude)
-
-
-def _reaching(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A mask finer than the advantage counts a decision where any of its rows counts."""
-    if mask.ndim < len(shape) or (mask.ndim == len(shape) and mask.shape[-1] == 1):
-        return mask
-    return mask.bool().flatten(len(shape) - 1).any(-1, True)
 
 
 def _metric_dtype(given: dict[str, Tensor | None]) -> torch.dtype:

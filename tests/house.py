@@ -21,7 +21,7 @@ LAYERS = (
     ("softmax",),
     ("elements",),
     ("sums",),
-    ("eager", "advantage", "recognise"),
+    ("eager", "advantage", "masks", "recognise"),
     ("backends", "checks", "nodes", "probing", "registry"),
     ("reading", "well_formed"),
     ("functional",),
