@@ -27,7 +27,11 @@ NEEDS = (
     Need("kernels' rows", lambda row: row.provider in CHIPS, ("triton",)),
     Need("ONNX rows", lambda row: row.metric.startswith("ONNX"), ("onnx", "onnxscript")),
     Need("counted rows", lambda row: row.kind == "counted", ("compiler", "valgrind")),
-    Need("timed rows", lambda row: row.kind == "timed", ("machine class", "torchrl")),
+    Need(
+        "timed rows",
+        lambda row: row.kind == "timed",
+        ("machine class", "torchrl", "tensordict", "compiler"),
+    ),
 )
 
 
@@ -102,6 +106,8 @@ def compare_documents(
         why = " ".join(notes) or "they have no metric of a workload and provider in common."
         raise BadInputError(f"{base.name} and {new.name} can't be compared: {why}")
     gone, added = only_first(before, after), only_first(after, before)
+    # Told once: below, and not metric by metric.
+    findings = [f for f in findings if f.new is not None or of(f) not in gone]
     suite = base.run.get("suite")
     if suite is not None and suite == new.run.get("suite"):
         findings += [lost(*key) for key in gone]
@@ -147,10 +153,13 @@ def differing(
 
 def only_first(first: list[Row], second: list[Row]) -> list[tuple[str, str, str]]:
     """Workload, provider and kind of what only the first has."""
-    keys = [
-        dict.fromkeys((r.workload, r.provider, r.kind) for r in rows) for rows in (first, second)
-    ]
+    keys = [dict.fromkeys(map(of, rows)) for rows in (first, second)]
     return [key for key in keys[0] if key not in keys[1]]
+
+
+def of(it: Row | Finding) -> tuple[str, str, str]:
+    """Workload, provider and kind."""
+    return it.workload, it.provider, it.kind
 
 
 def lost(workload: str, provider: str, kind: str) -> Finding:

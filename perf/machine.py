@@ -3,6 +3,8 @@
 import os
 import platform
 import re
+import shutil
+import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import torch
 
 from klppo_compile import __version__
-from klppo_compile.perf.revisions import commit_here
+from klppo_compile.perf.revisions import UNKNOWN, commit_here
 
 
 def cpu_model() -> str:
@@ -43,21 +45,33 @@ def machine_class(described: dict[str, Any]) -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, as `commit_here` has it; "unknown" where the package is installed."""
-    return commit_here(Path(__file__).resolve().parents[1])
+    """The checkout's commit, as `commit_here` has it; of an installed package, its version."""
+    found = commit_here(Path(__file__).resolve().parents[1])
+    return f"v{__version__}" if found == UNKNOWN else found
 
 
 def run_header(command: str) -> dict[str, Any]:
     """When, what and where: the head of a document of rows."""
-    packages = {name: version(name) for name in ("tensordict", "torchrl")}
+    versions = {name: version(name) for name in ("tensordict", "torchrl")}
+    if compiler := compiler_version():
+        versions["compiler"] = compiler
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "version": __version__,
         "command": command,
         "threads": torch.get_num_threads(),
-        "machine": machine() | packages,
+        "machine": machine() | versions,
     }
+
+
+def compiler_version() -> str:
+    """The C++ compiler that Inductor takes, in its own words; "" without one."""
+    path = shutil.which(os.environ.get("CXX", "g++"))
+    if path is None:
+        return ""
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)  # noqa: S603  asks for its version
+    return (done.stdout.splitlines() or [""])[0]
 
 
 def result_name(header: dict[str, Any]) -> str:

@@ -1,8 +1,6 @@
 """What `klppo bench run` measures: which parts on which workloads, quick or full."""
 
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -198,7 +196,7 @@ def timed_rows(suite: Suite, workloads: list[Workload], progress: Progress) -> l
 def header_of(command: str, suite: str, outcome: Outcome) -> dict[str, Any]:
     """The head of the document: the machine, and every version that a count depends on."""
     head = run_header(command)
-    tools = {"compiler": compiler_version(), "valgrind": valgrind_version()}
+    tools = {"valgrind": valgrind_version()}
     for name in ("triton", "onnx", "onnxscript"):
         try:
             tools[name] = version(name)
@@ -210,15 +208,6 @@ def header_of(command: str, suite: str, outcome: Outcome) -> dict[str, Any]:
         "left out": outcome.left_out,
         "machine": head["machine"] | found,
     }
-
-
-def compiler_version() -> str:
-    """The C++ compiler that Inductor takes, in its own words; "" without one."""
-    path = shutil.which(os.environ.get("CXX", "g++"))
-    if path is None:
-        return ""
-    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)  # noqa: S603  asks for its version
-    return (done.stdout.splitlines() or [""])[0]
 
 
 def require_known(suite: str, workloads: Iterable[str]) -> None:

@@ -11,11 +11,13 @@ import torch
 
 import klppo_compile
 from klppo_compile.cli import run
+from klppo_compile.perf import machine
 from klppo_compile.perf.__main__ import main
 from klppo_compile.perf.cpu import WrongAnswerError, check
 from klppo_compile.perf.machine import result_name, run_header
 from klppo_compile.perf.measure import AGAIN, estimate, interleave, ratios, take_turns
 from klppo_compile.perf.providers import OURS, PROVIDERS
+from klppo_compile.perf.revisions import UNKNOWN
 from klppo_compile.perf.rows import Row, read_document, write_document
 from klppo_compile.perf.table import table_of
 from klppo_compile.perf.workloads import WORKLOADS, problem
@@ -162,6 +164,12 @@ def test_results_are_named_by_date_commit_and_machine():
     assert re.fullmatch(r"\d{4}-\d\d-\d\d-[^-]+(-dirty)?-.+\.json", result_name(header))
     assert header["machine"]["torch"] == torch.__version__
     assert header["version"] == klppo_compile.__version__
+    assert header["machine"]["compiler"]
+
+
+def test_the_version_stands_for_the_commit_of_an_installed_package(monkeypatch):
+    monkeypatch.setattr(machine, "commit_here", lambda _: UNKNOWN)
+    assert run_header("klppo bench run")["commit"] == f"v{klppo_compile.__version__}"
 
 
 def test_workloads_reproduce():

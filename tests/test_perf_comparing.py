@@ -217,6 +217,10 @@ def test_what_one_side_lacks_is_named():
     assert (lost.provider, lost.verdict) == ("ours eager", Verdict.UNDECIDED)
     found = compare_documents(document(KERNELS, name="a"), document(KERNELS, COUNTED, name="b"))
     assert found.notes == [f"only in b: {WORKLOAD} (ours eager, counted)."]
+    whole = document(KERNELS, replace(COUNTED, provider=OURS), name="full", suite="full")
+    found = compare_documents(whole, document(KERNELS))
+    assert [finding.metric for finding in found.findings] == ["kernels"]
+    assert found.notes == [f"only in full: {WORKLOAD} ({OURS}, counted)."]
     found = compare_documents(document(KERNELS, COUNTED, suite="full"), document(KERNELS))
     assert exit_code(found.findings) is ExitCode.GOOD
     assert "ours eager" in found.notes[0]
