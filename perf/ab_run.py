@@ -41,7 +41,7 @@ class Result:
         rows: what was measured of the new side.
         notes: what to know beside them.
         launches: of the timed part.
-        measured: whose rows they are, as in the head of a result file: commit and version.
+        measured: whose rows they are, as in the head of a result file: commit, version, and base.
     """
 
     base: str
@@ -102,7 +102,7 @@ def compare_sources(
     progress(f"installing {base.name} and {new.name}")
     pair = install_pair(base, new, folder / "pair")
     probe(pair, list(dict.fromkeys((*workloads, *exact))))
-    measured = {"commit": new.commit, "version": new.version}
+    measured = {"commit": new.commit, "version": new.version, "base": base.commit}
     result = Result(base.name, new.name, [], measured=measured)
     progress(f"counting on {', '.join(exact)}")
     count_both(base, new, [w for w in WORKLOADS if w.name in exact], folder, result)

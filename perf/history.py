@@ -18,6 +18,7 @@ from typing import Any
 from klppo_compile.exit_codes import BadInputError
 from klppo_compile.perf.accepting import Accepted, decision_on
 from klppo_compile.perf.change_points import LEAST_STEP, ChangePoint, change_points
+from klppo_compile.perf.comparing import PEERS
 from klppo_compile.perf.comparing_documents import NEEDS
 from klppo_compile.perf.machine import machine_class
 from klppo_compile.perf.rows import Row, read_document
@@ -70,13 +71,25 @@ class Series:
         return self.rows[-1]
 
     @property
+    def metric(self) -> str:
+        """Its metric, and whether it is of several launches."""
+        return self.latest.metric + LAUNCHES * of_launches(self.latest)
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether its changes are good or bad news: a peer's are told of."""
+        return not self.latest.provider.startswith(PEERS)
+
+    @property
     def values(self) -> list[float]:
         """What each run measured."""
         return [row.value for row in self.rows]
 
     @cached_property
     def changes(self) -> list[ChangePoint]:
-        """Where its level changed."""
+        """Where its level changed; a time over a base's has none where the bases differ."""
+        if self.latest.kind == "timed" and len({run.header.get("base") for run in self.runs}) > 1:
+            return []
         return change_points(self.values, self.latest.kind)
 
     def decision(self, point: ChangePoint) -> Accepted | None:
@@ -84,6 +97,12 @@ class Series:
         if self.latest.kind != "exact" or not self.is_worse(point.before, point.after):
             return None
         return decision_on(self.decisions, self.latest, point.before, point.after)
+
+    def verdict(self, point: ChangePoint) -> str:
+        """A change is `worse` or `better`; `quiet` where it is accepted, a peer's, or history."""
+        if self.ended or not self.is_judged or self.decision(point):
+            return "quiet"
+        return "worse" if self.is_worse(point.before, point.after) else "better"
 
     @property
     def level(self) -> float:
@@ -116,9 +135,10 @@ class Series:
 
         0 where it is at its best, so a step back that was made good again has none; 0 too where
         what is left of one is below the least step that counts as a change. An accepted step back
-        begins anew: what was better before it counts no more. What has ended is nowhere now.
+        begins anew: what was better before it counts no more. What has ended is nowhere now, and a
+        peer's is not ours to judge.
         """
-        if self.ended:
+        if self.ended or not self.is_judged:
             return 0.0
         levels = [self.first_level]
         for point in self.changes:
@@ -133,6 +153,8 @@ class Series:
             return "ended"
         if self.setback > 0:
             return "worse"
+        if not self.is_judged:
+            return "same"
         gain = self.lead(self.level, self.first_level)
         return "better" if gain > LEAST_STEP.get(self.latest.kind, 0.0) else "same"
 
@@ -203,7 +225,7 @@ def series_of(runs: Iterable[Run], decisions: Iterable[Accepted] = ()) -> list[S
         decisions: the exact changes for the worse that were accepted.
 
     A metric begins anew where its unit changed, or a version that its numbers depend on: what a new
-    compiler did is no commit's doing.
+    compiler did is no commit's doing, nor what several launches say where one had said it.
     """
     decided = tuple(decisions)
     found: dict[tuple[str, ...], list[tuple[Run, Row]]] = {}
@@ -213,7 +235,7 @@ def series_of(runs: Iterable[Run], decisions: Iterable[Accepted] = ()) -> list[S
             newest[errand(run)] = run
         for row in run.rows:
             names = (run.machine_class, row.workload, row.provider, row.metric, row.unit)
-            key = (*names, *versions(run, row))
+            key = (*names, *versions(run, row), str(of_launches(row)))
             found.setdefault(key, []).append((run, row))
     return [
         Series(
@@ -231,6 +253,14 @@ def is_behind(run: Run, newest: dict[tuple[str, str], Run]) -> bool:
     """Whether a later run on the same errand, that left nothing out, had the last word."""
     last = newest.get(errand(run))
     return last is not None and last.date.timestamp() > run.date.timestamp()
+
+
+LAUNCHES = ", of several launches"
+
+
+def of_launches(row: Row) -> bool:
+    """Whether a time is of several launches: one launch's differs from it by more than noise."""
+    return row.kind == "timed" and row.launches > 1
 
 
 def errand(run: Run) -> tuple[str, str]:

@@ -7,22 +7,24 @@ from klppo_compile.perf.change_points import relative_noise
 from klppo_compile.perf.history import Run, Series
 from klppo_compile.perf.page_words import percent
 
-# Half of the band in which 99 % of the runs at one level lie, in standard deviations.
-BAND = 2.576
+# Half of the band in which 99 % of the runs at one level lie, in standard deviations: of normal
+# noise, each run's its own. Few runs tell too little of their noise.
+BAND, BAND_RUNS = 2.576, 8
+VERDICTS = ("better", "worse", "quiet")
 
 
 def chart(series: Series, index: dict[Run, int]) -> dict[str, Any]:
     """What the script draws of a series; its keys are short because there are many.
 
     `r` are the indices of its runs among the section's, `v`, `l` and `h` its values and their
-    intervals, `c` the change points as first run, level before and after, text and whether worse,
-    `y` the level where there is no change point, `n` half of the noise band as a fraction, `e`
-    whether it has ended.
+    intervals, `c` the change points as first run, level before and after, text and which of
+    `VERDICTS`, `y` the level where there is no change point, `n` half of the noise band as a
+    fraction, 0 where runs are too few for one, `e` whether it has ended.
     """
     values = series.values
     residuals = values if not series.changes else detrended(series)
     return {
-        "m": series.latest.metric,
+        "m": series.metric,
         "u": series.latest.unit,
         "r": [index[run] for run in series.runs],
         "v": [short(x, 5) for x in values],
@@ -34,12 +36,12 @@ def chart(series: Series, index: dict[Run, int]) -> dict[str, Any]:
                 short(point.before, 5),
                 short(point.after, 5),
                 percent(point.change),
-                int(series.is_worse(point.before, point.after)),
+                VERDICTS.index(series.verdict(point)),
             ]
             for point in series.changes
         ],
         "y": short(median(values), 5),
-        "n": short(BAND * relative_noise(residuals), 2),
+        "n": short(BAND * relative_noise(residuals), 2) if len(values) >= BAND_RUNS else 0.0,
         "e": int(series.ended),
     }
 

@@ -14,17 +14,15 @@ class Move:
     Attributes:
         metric, kind: as in `Row`.
         text: from which level to which, and by how much.
-        worse: whether that is the bad direction.
-        accepted: why it may be, where that was decided on.
-        ended: whether the metric is no longer measured.
+        verdict: `worse`, `better`, or `quiet` where it is nothing to judge, or no more.
+        accepted: why it may be worse, where that was decided on.
     """
 
     metric: str
     kind: str
     text: str
-    worse: bool
+    verdict: str
     accepted: str = ""
-    ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,8 @@ class Event:
         before: the commit of the run before it: what is to blame lies after that one.
         runs: how many runs have been at the new level; 1 may still be an accident.
         moves: the metrics.
-        state: the worst state of them now.
-        setback: the largest setback of them now.
+        state: what is left now of the worst of them, or of the best.
+        setback: the largest now of those that were worse.
     """
 
     workload: str

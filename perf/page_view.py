@@ -48,7 +48,7 @@ def section(runs: list[Run], base: str | None, decisions: tuple[Accepted, ...]) 
     commits = {run: commit_of(run, base, i) for i, run in enumerate(runs)}
     shown, more = events(telling, commits)
     measured_first = sorted(moving, key=lambda one: one.ended)
-    metrics = tuple(dict.fromkeys(title_of(one.latest) for one in measured_first))
+    metrics = tuple(dict.fromkeys(title_of(one) for one in measured_first))
     return Section(
         runs[-1].machine_class,
         describe(runs[-1]),
@@ -90,25 +90,23 @@ def events(series: list[Series], commits: dict[Run, Commit]) -> tuple[list[Event
     for (workload, provider, run), parts in together.items():
         one, point = parts[0]
         moves = tuple(
-            Move(
-                s.latest.metric,
-                s.latest.kind,
-                move_text(s, p),
-                s.is_worse(p.before, p.after),
-                reason_of(s, p),
-                s.ended,
-            )
+            Move(s.metric, s.latest.kind, move_text(s, p), s.verdict(p), reason_of(s, p))
             for s, p in parts
         )
         before = commits[one.runs[point.index - 1]]
         seen = len(one.runs) - point.index
-        state = min((s.state for s, _ in parts), key=STATES.index)
-        setback = max(s.setback for s, _ in parts)
+        state = min((state_after(s, p) for s, p in parts), key=STATES.index)
+        setback = max(s.setback if s.verdict(p) == "worse" else 0.0 for s, p in parts)
         event = Event(workload, provider, commits[run], before, seen, moves, state, setback)
         found.append((run.date.timestamp(), event))
     order = sorted(found, key=lambda pair: (pair[1].state == "ended", -pair[1].setback, -pair[0]))
     shown = [event for _, event in order[:MOST_EVENTS]]
     return shown, len(every) - len(shown)
+
+
+def state_after(series: Series, point: ChangePoint) -> str:
+    """What a change left behind: its series' state now, where that is of the change's kind."""
+    return series.state if series.state in {series.verdict(point), "ended"} else "same"
 
 
 def cards(series: list[Series], metrics: tuple[str, ...], runs: dict[Run, Commit]) -> list[Card]:
@@ -123,11 +121,11 @@ def cards(series: list[Series], metrics: tuple[str, ...], runs: dict[Run, Commit
         ratios = [one for one in telling if is_headline(one.latest) and not one.ended]
         # What is measured stands before what was, and that before what was earlier.
         newest = sorted(its, key=lambda one: (not one.ended, index[one.runs[-1]]))
-        cells = {title_of(one.latest): cell(one, runs) for one in newest}
+        cells = {title_of(one): cell(one, runs) for one in newest}
         card = Card(
             workload,
             provider,
-            tuple((one.latest.metric, f"{number(one.latest.value)}×") for one in ratios),
+            tuple((one.metric, f"{number(one.latest.value)}×") for one in ratios),
             tuple(chart(one, index) for one in telling),
             tuple(cells.get(metric, Cell()) for metric in metrics),
             names_of(its),

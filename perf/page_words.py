@@ -7,7 +7,6 @@ from urllib.parse import quote
 
 from klppo_compile.perf.change_points import ChangePoint
 from klppo_compile.perf.history import Run, Series
-from klppo_compile.perf.rows import Row
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,7 @@ def move_text(series: Series, point: ChangePoint) -> str:
     return f"{percent(point.change)} ({levels})" if math.isfinite(point.change) else levels
 
 
-def title_of(row: Row) -> str:
+def title_of(series: Series) -> str:
     """A column's title: the metric and its unit."""
-    return f"{row.metric}, {row.unit}" if row.unit not in {"", "x"} else row.metric
+    unit = series.latest.unit
+    return series.metric if unit in {"", "x"} else f"{series.metric}, {unit}"

@@ -105,7 +105,7 @@ def test_rows_of_two_revisions_are_filed_under_the_new_one(tmp_path, monkeypatch
     monkeypatch.setattr(ab_run, "probe", lambda *_: None)
     two = Source("two", {"__init__.py": '__version__ = "9.9"\n'}, "0123456789")
     result = compare_sources(Source("one", {}), two, GATE, 0.0, None, tmp_path, print, ())
-    measured = {"commit": "0123456789", "version": "9.9"}
+    measured = {"commit": "0123456789", "version": "9.9", "base": "unknown"}
     assert result.measured == measured
     result.rows.append(row)
     result.findings.clear()

@@ -153,6 +153,9 @@ def test_another_unit_begins_another_series(tmp_path):
         ("onnxscript", "exact", "ours", "ONNX nodes", 2),
         ("valgrind", "counted", "ours eager", "instructions", 2),
         ("torchrl", "timed", "ours compiled", "speed over torchrl eager", 2),
+        ("tensordict", "timed", "ours compiled", "speed over torchrl eager", 2),
+        ("compiler", "timed", "ours compiled", "speed over torchrl eager", 2),
+        ("compiler", "exact", "ours compiled", "graph breaks", 1),
         ("torchrl", "exact", "ours compiled", "graph breaks", 1),
     ],
 )
@@ -210,6 +213,36 @@ def test_an_accepted_step_back_is_none(tmp_path, values, kind, state, setback):
     (series,) = series_of(read_history(tmp_path), [decision])
     assert series.state == state
     assert series.setback == pytest.approx(setback)
+
+
+def test_several_launches_begin_another_series_than_one(tmp_path):
+    for number, launches in enumerate([1, 1, 5, 5, 8]):
+        row = Row("w", "p", "m", "x", 5.0, 4.0, 6.0, 9, "higher", "timed", launches)
+        write_document(tmp_path / f"{number}.json", header(number), [row])
+    one, several = series_of(read_history(tmp_path))
+    assert [len(one.runs), len(several.runs)] == [2, 3]
+    assert [one.metric, several.metric] == ["m", "m, of several launches"]
+
+
+@pytest.mark.parametrize(("bases", "changes"), [(["a", "a"], 1), (["a", "b"], 0)])
+def test_a_time_over_another_base_is_no_change(tmp_path, bases, changes):
+    for number in range(16):
+        value = 1.2 if number < 8 else 1.0
+        row = Row("w", "ours compiled", "m", "x", value, value, value, 9, "lower", "timed", 9)
+        head = header(number) | {"base": bases[number // 8]}
+        write_document(tmp_path / f"{number:02}.json", head, [row])
+    (series,) = series_of(read_history(tmp_path))
+    assert len(series.changes) == changes
+    assert series.state == ("better" if changes else "same")
+
+
+def test_a_peer_is_not_judged(tmp_path):
+    for number, value in enumerate([17.0, 18.0, 16.0]):
+        row = Row("w", "torchrl eager", "m", "", value, value, value, 1, "lower", "exact")
+        write_document(tmp_path / f"{number}.json", header(number), [row])
+        (series,) = series_of(read_history(tmp_path))
+        assert (len(series.changes), series.state, series.setback) == (number, "same", 0)
+        assert {series.verdict(point) for point in series.changes} <= {"quiet"}
 
 
 def test_what_is_left_of_a_mended_step_is_noise(tmp_path):

@@ -33,7 +33,7 @@ def test_the_sown_steps_are_flagged_at_their_commit_and_nothing_else(history):
     assert (event.workload, event.provider) == STEPPED
     assert (event.commit.name, event.before.name, event.runs) == ("13c0ffee01", "12c0ffee01", 11)
     assert {move.metric for move in event.moves} == {row.metric for row in history[0].rows}
-    assert all(move.worse for move in event.moves)
+    assert {move.verdict for move in event.moves} == {"worse"}
     assert section.counts == {"worse": 5, "better": 0, "same": 35, "ended": 0}
 
 
@@ -132,7 +132,7 @@ def test_what_is_no_longer_measured_has_ended_and_stands_last(ended):
     kernels, breaks = section.exact
     assert (kernels.state, breaks.state, breaks.ended_at.name) == ("same", "ended", "01c0ffee01")
     (event,) = section.events
-    assert (event.state, event.setback, event.moves[0].ended) == ("ended", 0, True)
+    assert (event.state, event.setback, event.moves[0].verdict) == ("ended", 0, "quiet")
 
 
 def test_a_run_that_left_something_out_ends_nothing(tmp_path):
@@ -296,6 +296,20 @@ def test_the_command_refuses_a_broken_file_and_writes_nothing(tmp_path, capsys):
     assert "broken.json must be a JSON document" in capsys.readouterr().err
     assert not out.exists()
     assert run(["bench", "report", f"--results={tmp_path / 'none'}", f"--out={out}"]) == 2
+
+
+def test_an_improvement_is_none_the_worse_for_what_came_after(tmp_path):
+    runs = history_of(tmp_path, *(({}, [row("kernels", x)]) for x in (11.0, 10.0, 12.0)))
+    (section,) = sections(runs)
+    found = [(e.state, e.setback, e.moves[0].verdict) for e in section.events]
+    assert found == [("worse", pytest.approx(0.2), "worse"), ("same", 0, "better")]
+
+
+@pytest.mark.parametrize(("runs", "drawn"), [(7, False), (8, True)])
+def test_few_runs_get_no_band(tmp_path, runs, drawn):
+    (section,) = sections(read_history(write_history(tmp_path, runs)))
+    bands = [chart["n"] for card in section.cards for chart in card.charts]
+    assert [n > 0 for n in bands] == [drawn] * len(bands)
 
 
 def test_an_accepted_step_back_is_told_with_its_reason_and_not_as_worse(tmp_path, capsys):

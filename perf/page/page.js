@@ -16,10 +16,10 @@ function colour(name) {
 // A line at each change point, named by its commit.
 const marks = ({ r, c }, runs) => ({ ctx, bbox, valToPos }) => {
   const px = devicePixelRatio;
-  c.forEach(([i, , , change, worse], n) => {
+  c.forEach(([i, , , change, verdict], n) => {
     const x = valToPos(i, "x", true);
     const left = x > bbox.width / 2;
-    ctx.fillStyle = colour(worse ? "worse" : "better");
+    ctx.fillStyle = colour(["better", "worse", "quiet"][verdict]);
     ctx.textAlign = left ? "right" : "left";
     ctx.fillRect(x - px / 2, bbox.top, px, bbox.height);
     ctx.fillText(`${change} ${runs[r[i]].n}`, x + (left ? -4 : 4) * px, bbox.top + (11 + (n % 3) * 13) * px);
