@@ -17,7 +17,7 @@ from torch import distributions as td
 from klppo_compile.reading import Reading, direct_reading
 from klppo_compile.recognise import Described, describe
 from klppo_compile.records import PolicyHead, Rows
-from klppo_compile.registry import distribution_entropy, kl_divergence
+from klppo_compile.registry import distribution_entropy, has_entropy, kl_divergence
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,12 @@ def head_of(
     if isinstance(old, Described) and isinstance(new, Described):
         return _family_head(old, new, action, sampling, entropy)
     assert isinstance(old, td.Distribution) and isinstance(new, td.Distribution)
+    if entropy and sampling.nodes is not None and not has_entropy(new):
+        raise ValueError(
+            'entropy_method="quadrature" serves a TanhNormal that is read from its parameters; '
+            f"got a {type(new).__name__} that a callable built. Name the class, with its bounds in "
+            'distribution_kwargs={"low": ..., "high": ...}, or use entropy_method="sample".'
+        )
     kl = kl_divergence(old, new, sampling.kl)
     log_prob = new.log_prob(action)
     h = distribution_entropy(new, sampling.entropy) if entropy else torch.zeros_like(log_prob)

@@ -19,7 +19,9 @@ from klppo_compile.distributions import FAMILIES
 from klppo_compile.recognise import KNOWN_ROOTS, Described, describe
 from klppo_compile.records import Softmax
 
-PROBE_SHAPE = (2, 3, 4)
+# Many and few of everything, in more than one number of dimensions: what a callable takes out or
+# away, or tells by the shape, shows in one of them.
+PROBE_SHAPES = ((2, 3, 4), (4, 1), (3, 1, 5), (7, 4099))
 CONSTANTS = (int, float, str, NoneType, torch.dtype)
 # what a distribution declares about itself as data
 DECLARATIONS = ("arg_constraints", "support", "has_rsample", "has_enumerate_support")
@@ -27,7 +29,7 @@ DECLARATIONS = ("arg_constraints", "support", "has_rsample", "has_enumerate_supp
 REACHING_OUT = ("IMPORT_NAME", "MAKE_FUNCTION")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Untouched:
     """Reads what a callable was seen to pass on: the named parameters, in the probe's terms."""
 
@@ -58,11 +60,17 @@ def untouched(kind: Any, names: tuple[str, ...]) -> Untouched | None:
 
     A Gaussian or Bernoulli must hold the very tensors it got; a softmax must hold their log-softmax
     to the bit, over a range in which a clamp or a temperature would show. A callable that could do
-    otherwise the next time is not tried.
+    otherwise the next time is not tried, nor does one serve that tells shapes apart.
     """
     if not depends_on_arguments_alone(kind):
         return None
-    probe = _probe(names)
+    first, *rest = (_seen(kind, names, shape) for shape in PROBE_SHAPES)
+    return first if all(other == first for other in rest) else None
+
+
+def _seen(kind: Any, names: tuple[str, ...], shape: tuple[int, ...]) -> Untouched | None:
+    """How to read what `kind` makes of parameters of this shape, if they are passed on."""
+    probe = _probe(names, shape)
     try:
         found = describe(kind(**probe))
     except Exception:  # noqa: BLE001 - whatever a foreign callable raises, it only means: build it
@@ -99,14 +107,16 @@ def _in_terms_of(found: Described, sources: tuple[str, ...]) -> Untouched | None
     )
 
 
-def _probe(names: tuple[str, ...]) -> dict[str, Tensor]:
+def _probe(names: tuple[str, ...], shape: tuple[int, ...]) -> dict[str, Tensor]:
     # On the CPU whatever the default device: meta tensors have no places to tell them by.
     generator = torch.Generator("cpu").manual_seed(0)
     options: dict[str, Any] = {"generator": generator, "device": "cpu"}
-    probe = {name: torch.rand(PROBE_SHAPE, **options) * 0.8 + 0.1 for name in names}
+    probe = {name: torch.rand(shape, **options) * 0.8 + 0.1 for name in names}
     if names == ("logits",):
-        wide = torch.randn(PROBE_SHAPE, **options)
-        wide[0, 0, 0], wide[0, 1, 1], wide[1, 0, 2], wide[1, 1, 3] = 1e3, -1e3, 40.0, -torch.inf
+        wide = torch.randn(shape, **options)
+        if shape[-1] > 1:
+            flat = wide.view(-1, shape[-1])
+            flat[0, 0], flat[-1, 1], flat[1, 2], flat[2, 3] = 1e3, -1e3, 40.0, -torch.inf
         probe["logits"] = wide
     return probe
 

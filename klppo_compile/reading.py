@@ -6,13 +6,14 @@ waits for the device, and is work.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from klppo_compile.distributions import FAMILIES
-from klppo_compile.probing import untouched
+from klppo_compile.probing import depends_on_arguments_alone, untouched
 from klppo_compile.recognise import KNOWN_ROOTS, Described, bernoulli_logits, categorical_logits
 
 PARAMETERS = {"loc", "scale", "logits", "probs", "mask", "indices"}
@@ -40,6 +41,8 @@ def direct_reading(
         constants: keyword arguments it gets beside its parameters.
         names: of its parameters.
     """
+    if not constants and _is_class_with_constants(kind):
+        kind, constants = kind.func, kind.keywords
     root, name = str(getattr(kind, "__module__", "")).split(".")[0], getattr(kind, "__name__", "")
     if isinstance(kind, type) and root in KNOWN_ROOTS:
         ours = name in _READINGS and set(names) <= PARAMETERS
@@ -49,8 +52,23 @@ def direct_reading(
     return None if probed is None else Reading(probed, constants)
 
 
+def _is_class_with_constants(kind: Any) -> bool:
+    """Whether it is a partial that is as good as its class and `distribution_kwargs`."""
+    if not isinstance(kind, partial) or kind.args or not isinstance(kind.func, type):
+        return False
+    return kind.func.__name__ in _READINGS and depends_on_arguments_alone(kind)
+
+
+def _together(loc: Tensor, scale: Any) -> tuple[Tensor, Tensor]:
+    """Location and scale in one shape; a number is one in the location's dtype, as torch's own."""
+    if not isinstance(scale, Tensor):
+        scale = torch.as_tensor(scale, dtype=loc.dtype, device=loc.device)
+    loc, scale = torch.broadcast_tensors(loc, scale)
+    return loc, scale
+
+
 def _read_normal(given: Mapping[str, Any]) -> Described:
-    loc, scale = torch.broadcast_tensors(given["loc"], torch.as_tensor(given["scale"]))
+    loc, scale = _together(given["loc"], given["scale"])
     return Described(FAMILIES["normal"], (loc, scale), 0)
 
 
@@ -65,7 +83,7 @@ def _read_tanh_normal(given: Mapping[str, Any]) -> Described:
         loc = (loc / upscale).tanh() * upscale + (high - low) / 2 + low
         # with the default bounds torchrl leaves the centre out; (1 - -1) / 2 + -1 is 0 as well
     dims = given.get("event_dims")
-    loc, scale = torch.broadcast_tensors(loc, torch.as_tensor(scale, device=loc.device))
+    loc, scale = _together(loc, scale)
     return Described(
         FAMILIES["tanh_normal"],
         (loc, scale),

@@ -128,13 +128,17 @@ def _all_same(a: Sequence[Any], b: Sequence[Any]) -> bool | Tensor:
 # ---- entropy
 
 
+def has_entropy(distribution: td.Distribution) -> bool:
+    """Whether the class has a closed form."""
+    return type(within(distribution)).entropy is not td.Distribution.entropy
+
+
 def distribution_entropy(distribution: td.Distribution, samples: int) -> Tensor:
     """Entropy [*P] in closed form, or from samples, reparameterised where they can be."""
-    base = within(distribution)
-    if type(base).entropy is not td.Distribution.entropy:
+    if has_entropy(distribution):
         return distribution.entropy()
     say_once(
-        f"No closed-form entropy for {type(base).__name__}: it is estimated from "
+        f"No closed-form entropy for {type(within(distribution)).__name__}: it is estimated from "
         f"samples_mc_entropy={samples} sample(s) per row."
     )
     draw = distribution.rsample if distribution.has_rsample else distribution.sample

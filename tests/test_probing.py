@@ -1,14 +1,17 @@
 """Which callables are read as passing their parameters on, and which are called every time."""
 
+import math
 from functools import partial
 
 import pytest
 import torch
+import torchrl.modules.distributions as rl
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import AffineTransform, TanhTransform
 
 from klppo_compile.probing import untouched
+from klppo_compile.reading import direct_reading
 
 TEMPERATURE = 1.0
 LOC, LOGITS = ("loc", "scale"), ("logits",)
@@ -99,6 +102,11 @@ def test_what_passes_its_parameters_on_is_not_called_again(kind, names):
         (lambda logits: Categorical(probs=0.99 * logits.softmax(-1) + 0.002), LOGITS),
         (lambda logits: Categorical(probs=logits), LOGITS),
         (lambda logits: Bernoulli(logits=logits.clamp(-30, 30)), LOGITS),
+        (lambda logits: Categorical(logits=logits[..., :6]), LOGITS),
+        (lambda logits: Categorical(logits=logits[:, :6]), LOGITS),
+        (lambda logits: Categorical(logits=logits.squeeze(-2)), LOGITS),
+        (lambda loc, scale: Normal(loc.squeeze(-1), scale.squeeze(-1)), LOC),
+        (lambda loc, scale: Independent(Normal(loc, scale), loc.ndim - 1), LOC),
     ],
 )
 def test_what_changes_its_parameters_is_built_every_time(kind, names):
@@ -156,3 +164,27 @@ def test_a_callable_that_raises_is_built_every_time():
         raise RuntimeError("no")
 
     assert untouched(fails, LOGITS) is None
+
+
+def test_a_partial_of_a_class_is_as_good_as_the_class_and_its_constants():
+    bounds = {"low": -2.0, "high": 3.0}
+    given = {"loc": torch.randn(5, 3), "scale": torch.rand(5, 3) + 0.1}
+    readings = [
+        direct_reading(partial(rl.TanhNormal, **bounds), {}, LOC),
+        direct_reading(rl.TanhNormal, bounds, LOC),
+    ]
+    one, other = (reading(given) for reading in readings)
+    assert (one.centre, one.half_width) == (other.centre, other.half_width) == (0.5, 2.5)
+    assert direct_reading(partial(rl.TanhNormal, low=torch.zeros(())), {}, LOC) is None
+
+
+def test_the_volume_of_an_action_of_sixteen_bits_is_computed_in_float32():
+    reading = direct_reading(rl.TanhNormal, {"low": -2.0, "high": 3.0}, LOC)
+    head = reading({name: torch.ones(5, 3, dtype=torch.bfloat16) for name in LOC})
+    torch.testing.assert_close(head.log_volume(), torch.full((5,), 3 * math.log(2.5)))
+
+
+def test_a_scale_that_is_a_number_has_the_locations_dtype():
+    reading = direct_reading(Normal, {"scale": 0.1}, ("loc",))
+    head = reading({"loc": torch.zeros(5, dtype=torch.float64)})
+    assert head.parameters[1].tolist() == [0.1] * 5
