@@ -194,11 +194,16 @@ def _mismatch(old: Head, new: Head) -> str | None:
 def _log_prob(head: Head, action: Tensor) -> Tensor:
     if isinstance(head, td.Distribution):
         return head.log_prob(action)
-    parameters = head.canonical()
+    parameters = tuple(map(_wide, head.canonical()))
     alone = PolicyHead(
-        head.family, head.canonical_action(action), parameters, parameters, head.log_volume()
+        head.family, _wide(head.canonical_action(action)), parameters, parameters, head.log_volume()
     )
     return eager.rows(alone).log_prob
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Floating point of 16 bits as float32, which is what is computed in."""
+    return x.float() if x.is_floating_point() and x.element_size() < 4 else x
 
 
 # ---- the critic
@@ -250,6 +255,7 @@ def _normalised(
     loss: "KLPENPPOLoss", tensordict: TensorDictBase, advantage: Tensor, masks: list[Tensor]
 ) -> Tensor:
     if loss.advantage_norm is not None:
+        advantage = _wide(advantage)
         scaled: Tensor = advantage / loss.advantage_norm.scale()
         return scaled
     if not loss.normalize_advantage or advantage.numel() <= 1:
@@ -265,7 +271,7 @@ def _normalised(
         )
     shape = tuple(advantage.shape)
     mask = joint_mask([reaching(m, shape) for m in masks], shape)
-    return standardise(advantage, mask, exclude)
+    return standardise(_wide(advantage), mask, exclude)
 
 
 def _metric_dtype(given: dict[str, Tensor | None]) -> torch.dtype:

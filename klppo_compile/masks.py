@@ -14,7 +14,10 @@ def joint_mask(masks: list[Tensor], rows: tuple[int, ...]) -> Tensor | None:
 
 
 def over_rows(x: Tensor, rows: tuple[int, ...], strict: bool = False) -> Tensor:
-    """A tensor [*B, 1] or [*B] over the rows [*P] that it heads; a mask must fit."""
+    """A tensor [*B, 1] or [*B] over the rows [*P] that it heads; a mask must fit.
+
+    After its first dimension it may have size 1 for all of the rows' there.
+    """
     while x.ndim > len(rows) and x.shape[-1] == 1:
         x = x.squeeze(-1)
     if strict and x.ndim > len(rows):
@@ -22,14 +25,19 @@ def over_rows(x: Tensor, rows: tuple[int, ...], strict: bool = False) -> Tensor:
             f"A mask of shape {list(x.shape)} cannot be applied to rows of shape {list(rows)}: it "
             "has more non-singleton dimensions."
         )
-    if strict and tuple(x.shape) != rows[: x.ndim]:
+    if strict and not _fits(x.shape, rows):
         raise ValueError(
             f"A mask of shape {list(x.shape)} cannot be applied to rows of shape {list(rows)}: it "
-            "must be of the shape of their first dimensions."
+            "must be of the shape of their first dimensions, or 1 after the first."
         )
     if tuple(x.shape) == rows:
         return x
     return x.reshape((*x.shape, *[1] * (len(rows) - x.ndim))).expand(rows)
+
+
+def _fits(shape: tuple[int, ...], rows: tuple[int, ...]) -> bool:
+    both = enumerate(zip(shape, rows, strict=False))
+    return all(size == whole or (dim > 0 and size == 1) for dim, (size, whole) in both)
 
 
 def reaching(mask: Tensor, shape: tuple[int, ...]) -> Tensor:

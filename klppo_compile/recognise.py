@@ -79,7 +79,7 @@ class Described:
 
     def _index(self, action: Tensor) -> Tensor:
         if self.one_hot:
-            action = action.argmax(-1)
+            action = (action.byte() if action.dtype == torch.bool else action).argmax(-1)
         if self.indices is None:
             return action.long()
         hit = self.indices == action.unsqueeze(-1)
@@ -98,7 +98,7 @@ class Described:
         if not isinstance(width, Tensor):
             if width == 1.0:
                 return None
-            width = like.new_full((), width)
+            width = like.new_full((), width, dtype=torch.promote_types(like.dtype, torch.float32))
         return _fold(width.to(like.device).log().expand(like.shape), self.event_dims, 0).sum(-1)
 
 
@@ -187,8 +187,13 @@ def _flatten(transforms: list[Any]) -> Iterator[Any]:
 
 
 def categorical_logits(probs: Tensor) -> Tensor:
-    """Logits of probabilities, float64: rounding would lose the difference of two close ones."""
-    return probs.double().log()
+    """Logits of probabilities, float64: rounding would lose the difference of two close ones.
+
+    A probability of 0 gets no gradient, as in torch: the logarithm's would be infinite there.
+    """
+    wide = probs.double()
+    none = wide == 0.0
+    return torch.where(none, 1.0, wide).log().masked_fill(none, -torch.inf)
 
 
 def bernoulli_logits(probs: Tensor) -> Tensor:

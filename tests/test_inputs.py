@@ -9,6 +9,7 @@ from tensordict.nn import (
     TensorDictModule,
 )
 from torch.distributions import Categorical
+from torchrl.objectives import SoftUpdate
 
 from klppo_compile import KLPENPPOLoss
 from tests.builders import problem, total
@@ -92,3 +93,31 @@ def test_metrics_of_sixteen_bit_networks_are_float32(name, cast):
     assert {x.dtype for x in out.values()} == {torch.float32, torch.int64}
     assert all(x.isfinite().all() for x in out.values())
     assert loss._node_weights.dtype == torch.float64  # a cast would cost the quadrature its digits
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("cast", ["half", "bfloat16"])
+def test_an_advantage_of_sixteen_bits_is_normalised_in_float32(cast, masked):
+    actor, critic, data = problem("Categorical", (4096,))
+    data["advantage"] = getattr(10.0 * data["advantage"], cast)()
+    if masked:
+        data["shifted_valid"] = torch.arange(4096) % 5 > 0
+    loss = KLPENPPOLoss(actor, critic, normalize_advantage=True)
+    found = loss(data)["loss_objective"]
+    data["advantage"] = data["advantage"].float()
+    torch.testing.assert_close(found, loss(data)["loss_objective"], rtol=1e-5, atol=1e-7)
+
+
+def test_the_proximal_log_prob_of_sixteen_bits_is_computed_in_float32():
+    actor, critic, data = problem("Independent(Normal)")
+    loss = KLPENPPOLoss(actor, critic, delay_actor=True).bfloat16()
+    SoftUpdate(loss, eps=0.5)
+    assert loss(data.bfloat16())["kl_approx"] == 0.0
+
+
+def test_a_one_hot_action_may_be_of_booleans():
+    actor, critic, data = problem("OneHotCategorical")
+    loss = KLPENPPOLoss(actor, critic)
+    expected = loss(data)["loss_objective"]
+    data["action"] = data["action"].bool()
+    assert loss(data)["loss_objective"] == expected

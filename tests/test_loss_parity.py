@@ -160,6 +160,27 @@ def test_masked_normalisation_is_torchrls():
     assert_same(found, SERIES, but=("kl_approx", "entropy", "explained_variance"))
 
 
+@pytest.mark.parametrize("name", ["Categorical probs", "OneHotCategorical probs"])
+def test_a_probability_of_zero_gets_no_gradient_and_spoils_none(name):
+    actor, critic, _ = problem(name, dtype=torch.float64)
+    last = actor.module[0].module[0]
+    with torch.no_grad():
+        last.weight[0], last.bias[0] = 0.0, -800.0  # exp of that is 0
+    data = rollout(CASES[name], actor, moved=0.05, dtype=torch.float64)
+    found = both(actor, critic, data)
+    # torch holds what is forbidden to 2e-16.
+    assert_same(found, 1e-6, but=("kl",))
+    assert all(g.isfinite().all() for g in found[1][1].values())
+
+
+def test_a_mask_of_rows_that_each_hold_several():
+    """[B, 1] over [B, 3]: torchrl expands it."""
+    actor, critic, data = problem("plain Normal", dtype=torch.float64)
+    data["shifted_valid"] = torch.rand(8, 1) > 0.4
+    found = both(actor, critic, data, reduction="none")
+    assert_same(found, SERIES, but=("kl_approx", "entropy", "explained_variance"))
+
+
 @pytest.mark.parametrize("exclude", [(), (0,), (1,), (-2,)])
 def test_normalised_advantage(exclude):
     actor, critic, data = problem("Independent(Normal)", (4, 3), dtype=torch.float64)
