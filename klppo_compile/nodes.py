@@ -103,9 +103,11 @@ class CriticLoss(torch.autograd.Function):
         return returned(ctx, out, names)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, g: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
         static, dtype = ctx.static
         saved = ctx.saved_tensors
+        if g is None:
+            return (None,) * (3 + len(saved))
         numbers, tensors = saved[:NUMBERS], saved[NUMBERS:]
         critic = Critic(*cast_all(tensors, dtype))
         d_value = value_gradient(critic, named(numbers), static, g)

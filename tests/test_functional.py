@@ -304,3 +304,29 @@ def test_words_that_are_no_choice_are_refused():
         LossConfig(reduction="avg")
     with pytest.raises(ValueError, match="loss_critic_type must be one of"):
         LossConfig(loss_critic_type="huber")
+
+
+class Dropped(torch.autograd.Function):
+    """A sum that hands nothing back to its second summand."""
+
+    @staticmethod
+    def forward(_ctx, a, b):
+        return a + b
+
+    @staticmethod
+    def backward(_ctx, g):
+        return g, None
+
+
+def test_a_loss_that_gets_no_gradient_has_none():
+    batch, _ = problem()
+    out = klpen_ppo_loss(batch, 1.0)
+    Dropped.apply(out.loss_objective, out.loss_critic).backward()
+
+
+def test_the_gradient_of_l1_keeps_the_digits_of_its_factors():
+    batch, _ = problem()
+    out = klpen_ppo_loss(batch, 1.0, LossConfig(loss_critic_type="l1"))
+    (g,) = torch.autograd.grad(0.1 * out.loss_critic, [batch.value])
+    expected = 0.1 * (batch.value - batch.value_target).sign() / batch.value.numel()
+    torch.testing.assert_close(g, expected.detach(), rtol=1e-15, atol=0)
