@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tensordict import MemoryMappedTensor, TensorDictBase
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 
 from klppo_compile.loss import KLPENPPOLoss
 
@@ -62,8 +63,10 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
         A callable from tensordict to tensordict, like the loss.
 
     Raises:
-        ValueError: `cudagraphs` without CUDA parameters, or with a `mode` or `backend` of your own.
+        ValueError: `cudagraphs` without CUDA parameters, or with a `mode` or `backend` of your own;
+            a loss with hooks or a `forward` of its own, which would not run.
     """
+    _refuse_more_than_the_loss(loss)
     if cudagraphs:
         device = loss.beta.device
         if device.type != "cuda":
@@ -89,17 +92,38 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
         beta = loss.used_betas.of(tensordict, loss._buffers["beta"])  # noqa: SLF001
         try:
             out: TensorDictBase = graph(given, loss.moves_beta(), beta)
+        except TorchDynamoException as error:
+            refused = error  # and, apart from it, what an eager call has to say of the data
         except TypeError:
             # Dynamo hands memory-mapped tensors to operators that raise. To look for them at every
             # call would take one in fifty of a small one.
             if met or not any(type(x) is MemoryMappedTensor for x in given.values(True, True)):
                 raise
+            met = True
+            return compiled(tensordict)
         else:
             return out
-        met = True
-        return compiled(tensordict)
+        with torch.no_grad():
+            loss.run(tensordict, False, beta)
+        raise refused
 
     return compiled
+
+
+def _refuse_more_than_the_loss(loss: KLPENPPOLoss) -> None:
+    """Raise ValueError where a call of the loss does more than `KLPENPPOLoss.forward`."""
+    hooks = loss._forward_hooks or loss._forward_pre_hooks  # noqa: SLF001
+    more = "hooks" if hooks else "a forward of its own" if _own_forward(loss) else ""
+    if more:
+        raise ValueError(
+            f"compile_loss compiles KLPENPPOLoss.forward alone; this {type(loss).__name__} has "
+            f"{more}, which would not run. Use torch.compile(loss, fullgraph=True), or take them "
+            "out and do their work where the loss is called."
+        )
+
+
+def _own_forward(loss: KLPENPPOLoss) -> bool:
+    return "forward" in vars(loss) or type(loss).forward is not KLPENPPOLoss.forward
 
 
 def _options(loss: KLPENPPOLoss, cudagraphs: bool, inductor: bool) -> dict[str, Any]:

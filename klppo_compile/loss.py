@@ -130,7 +130,7 @@ class KLPENPPOLoss(ScheduledLoss):
         backend: str = "auto",
         **unknown: Any,
     ) -> None:
-        arguments.refuse_unknown(unknown, self.__init__.__kwdefaults__)  # type: ignore[misc]
+        arguments.refuse_unknown(unknown, KLPENPPOLoss.__init__.__kwdefaults__ or ())
         actor_network = actor_network if actor is None else actor
         critic_network = critic_network if critic is None else critic
         entropy_coeff = arguments.either(

@@ -2,13 +2,15 @@
 
 import math
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
+import torchrl.modules.distributions as rl
 from torch.distributions import Distribution
 
-from klppo_compile import KLPENPPOLoss
-from tests.builders import problem
+from klppo_compile import KLPENPPOLoss, compile_loss
+from tests.builders import CASES, actor_of, critic_of, problem, rollout
 
 NORMAL, CATEGORICAL = "independent normal", "Categorical"
 
@@ -206,3 +208,51 @@ def test_an_action_that_is_not_finite_shows(name, value):
     data["action"] = data["action"].float()
     data["action"][2] = value
     assert KLPENPPOLoss(actor, critic)(data)["nonfinite"] == 1
+
+
+class Named(KLPENPPOLoss):
+    """A loss with a constructor of its own."""
+
+    def __init__(self, actor, critic, *, mine=1, **options):
+        super().__init__(actor, critic, **options)
+        self.mine = mine
+
+
+def test_a_subclass_is_told_the_losss_arguments():
+    actor, critic, data = problem(CATEGORICAL)
+    assert Named(actor, critic, mine=2)(data)["loss_objective"].isfinite()
+    with pytest.raises(TypeError, match="Did you mean 'dtarg'"):
+        Named(actor, critic, dtrag=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda d: d.pop("action"), KeyError, "lacks 'action'"),
+        (lambda d: d.set("value_target", torch.randn(8)), ValueError, "'value_target' must have"),
+        (lambda d: d["advantage"].requires_grad_(), RuntimeError, "requires grad"),
+        (lambda d: d.set("shifted_valid", torch.ones(8, 5) > 0), ValueError, "non-singleton"),
+    ],
+)
+def test_compiled_code_says_what_eager_code_does(change, error, words):
+    actor, critic, data = problem(CATEGORICAL)
+    loss = KLPENPPOLoss(actor, critic, dtarg=1e-6)
+    compiled, good = compile_loss(loss, backend="eager"), data.clone()
+    change(data)
+    with pytest.raises(error, match=words) as found:
+        compiled(data)
+    assert found.value.__context__ is None
+    assert loss.beta == 1.0
+    assert compiled(good)["loss_objective"].isfinite()
+
+
+def test_quadrature_that_can_not_be_is_refused():
+    def bounded(loc, scale):
+        return rl.TanhNormal(loc, scale, low=-2.0, high=2.0)
+
+    case = replace(CASES["TanhNormal"], kind=bounded)
+    actor, critic = actor_of(case), critic_of()
+    loss = KLPENPPOLoss(actor, critic, entropy_method="quadrature")
+    data = rollout(case, actor)
+    with pytest.raises(ValueError, match=r"distribution_kwargs=.*or use entropy_method"):
+        loss(data)

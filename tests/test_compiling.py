@@ -275,3 +275,22 @@ def test_cudagraph_replay_moves_beta():
         torch.compiler.cudagraph_mark_step_begin()
         assert_same(call(compiled, data, leaves), call(eager, data, leaves))
         assert loss.beta == eager.beta
+
+
+class Louder(KLPENPPOLoss):
+    """A loss that does more than ours."""
+
+    def forward(self, tensordict):
+        return super().forward(tensordict).set("loss_more", torch.zeros(()))
+
+
+def test_what_would_not_run_is_refused():
+    actor, critic, _ = problem("normal")
+    with pytest.raises(ValueError, match="this Louder has a forward of its own"):
+        compile_loss(Louder(actor, critic))
+    loss = KLPENPPOLoss(actor, critic)
+    handle = loss.register_forward_hook(print)
+    with pytest.raises(ValueError, match="has hooks"):
+        compile_loss(loss)
+    handle.remove()
+    compile_loss(loss)
