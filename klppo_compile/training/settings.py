@@ -4,11 +4,14 @@ Importing this module costs nothing: no torch, no Gymnasium.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from ctypes import c_float
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from klppo_compile.exit_codes import BadInputError
+
+MOST_ROWS = 100_000_000  # a rollout is held in memory, a hundred bytes a row at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +52,15 @@ class TrainSettings:
                 f"seed must be from 0 to {2**32 - 1}; got {self.seed}. Give a seed in that range."
             )
         for name in ("learning_rate", "dtarg"):
-            self._require(name, getattr(self, name) > 0, "positive and finite")
+            self._require(name, lambda x: x > 0, "positive and finite")
         for name in ("gamma", "lmbda"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
-        self._require("entropy_coef", self.entropy_coef >= 0, "0 or more, and finite")
+            self._require(name, lambda x: 0 <= x <= 1, "from 0 to 1")
+        self._require("entropy_coef", lambda x: x >= 0, "0 or more, and finite")
+        if self.rollout_size > MOST_ROWS:
+            raise BadInputError(
+                f"num_envs * horizon, the rows of a rollout, must be at most {MOST_ROWS:,}; got"
+                f" {self.num_envs} * {self.horizon}. Give shorter rollouts, or fewer environments."
+            )
         if self.rollout_size % self.minibatch_size:
             raise BadInputError(
                 "minibatch_size must divide num_envs * horizon, so that every minibatch has one"
@@ -61,10 +69,13 @@ class TrainSettings:
                 f" Use {math.gcd(self.minibatch_size, self.rollout_size)}, for example."
             )
 
-    def _require(self, name: str, holds: bool, rule: str) -> None:
+    def _require(self, name: str, holds: Callable[[float], bool], rule: str) -> None:
         value = getattr(self, name)
-        if not (holds and math.isfinite(value)):
-            raise BadInputError(f"{name} must be {rule}; got {value}. Give a value in that range.")
+        held = c_float(value).value  # what the loss makes of it
+        if not all(holds(x) and math.isfinite(x) for x in (value, held)):
+            raise BadInputError(
+                f"{name} must be {rule}, in float32 too; got {value}. Give a value in that range."
+            )
 
     @property
     def rollout_size(self) -> int:
