@@ -9,7 +9,7 @@ from rich.table import Table
 from klppo_compile.perf.comparing import BY_TYPE
 from klppo_compile.perf.findings import Finding, Verdict
 from klppo_compile.perf.rows import Row
-from klppo_compile.perf.table import table_of
+from klppo_compile.perf.table import add_columns, table_of
 from klppo_compile.perf.workloads import WORKLOADS
 
 SEVERITY = (
@@ -31,10 +31,10 @@ STYLE = {
 
 def findings_table(findings: Iterable[Finding], everything: bool = False) -> Table:
     """What moved, worst first and largest first; with `everything`, what did not as well."""
-    table = Table("verdict", "workload", "who", "metric", title_justify="left")
-    for name in ("base", "new", "change"):
-        table.add_column(name, justify="right")
-    table.add_column("why")
+    table = Table(title_justify="left")
+    add_columns(table, "verdict", "workload", "who", "metric")
+    add_columns(table, "base", "new", "change", justify="right")
+    add_columns(table, "why")
     for found in sorted(findings, key=severity):
         if everything or moved(found):
             table.add_row(
@@ -99,9 +99,8 @@ def count_tables(rows: Iterable[Row]) -> Iterator[Table]:
         found = {(r.metric, r.provider): r for r in counts if r.workload == workload}
         providers = list(dict.fromkeys(provider for _, provider in found))
         table = Table(title=workload, title_justify="left")
-        table.add_column("exact or counted")
-        for provider in providers:
-            table.add_column(provider, justify="right")
+        add_columns(table, "exact or counted")
+        add_columns(table, *providers, justify="right")
         for metric in dict.fromkeys(metric for metric, _ in found):
             cells = [found.get((metric, provider)) for provider in providers]
             table.add_row(metric, *["" if x is None else f"{x.value:,.0f} {x.unit}" for x in cells])
@@ -116,9 +115,9 @@ def timed_tables(rows: Iterable[Row]) -> Iterator[Table]:
         yield table_of(workload, [row for row in warm if row.workload == workload.name])
     cold = [row for row in timed if row.metric.startswith("cold")]
     if cold:
-        table = Table("cold start", "who", title=cold[0].workload, title_justify="left")
-        table.add_column("median", justify="right")
-        table.add_column("launches", justify="right")
+        table = Table(title=cold[0].workload, title_justify="left")
+        add_columns(table, "cold start", "who")
+        add_columns(table, "median", "launches", justify="right")
         for row in cold:
             table.add_row(
                 row.metric, row.provider, f"{row.value:.3g} {row.unit}", str(row.launches)

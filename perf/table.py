@@ -1,5 +1,6 @@
 """Rows as a table to read: one line per contender, its metrics in columns."""
 
+from rich.console import JustifyMethod
 from rich.table import Table
 
 from klppo_compile.perf.measure import AGAIN, ENOUGH
@@ -18,6 +19,15 @@ FEW = f"no ±: fewer than {ENOUGH} samples have a range, which covers less than 
 ONE = "±: of this launch's calls; the next launch may differ by more (--launches 5)"
 
 
+def add_columns(table: Table, *names: str, justify: JustifyMethod = "left") -> None:
+    """Columns that lose no letter where the page is narrow: a word too long goes on below.
+
+    Two names that are cut may look the same.
+    """
+    for name in names:
+        table.add_column(name, justify=justify, overflow="fold")
+
+
 def table_of(workload: Workload, rows: list[Row]) -> Table:
     """The rows of one workload, two lines for a contender: in turn, and called again at once.
 
@@ -29,10 +39,9 @@ def table_of(workload: Workload, rows: list[Row]) -> Table:
         caption=caption_of(rows),
         caption_justify="left",
     )
-    table.add_column("forward + backward, one thread")
+    add_columns(table, "forward + backward, one thread")
     shown = [metric for metric in COLUMNS if any(row.metric == metric for row in rows)]
-    for metric in shown:
-        table.add_column(COLUMNS[metric][0], justify="right")
+    add_columns(table, *(COLUMNS[metric][0] for metric in shown), justify="right")
     cells = {(row.provider, row.metric): cell(row) for row in rows}
     for provider in dict.fromkeys(row.provider for row in rows):
         for end, label in (("", provider), (AGAIN, "  again")):

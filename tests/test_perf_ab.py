@@ -15,7 +15,8 @@ from klppo_compile.cli import run
 from klppo_compile.exit_codes import BadInputError, CannotError, FailedError
 from klppo_compile.perf import ab_run, exact_cache, pairing, revisions
 from klppo_compile.perf.ab_run import EXACT, Result, compare_sources, count_both
-from klppo_compile.perf.calibrating import GATE
+from klppo_compile.perf.calibrating import GATE, Noise
+from klppo_compile.perf.findings import Finding, Verdict
 from klppo_compile.perf.pairing import Pair, install_pair, probe
 from klppo_compile.perf.revisions import (
     ALIASES,
@@ -260,6 +261,23 @@ def test_bad_input_is_one_line_and_2(arguments, said, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert run(["bench", *arguments]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("command", [["ab", "one", "two"], ["calibrate"]])
+def test_a_log_is_wide_enough_for_names(command, monkeypatch, capsys):
+    name, metric = "categorical/networks/65536", "recompilations in a training sequence"
+    why = "a reason of some length, as they are"
+    worse = Finding(
+        name, "ours compiled", metric, "exact", "", 1, 2, 1.0, 1.0, 1.0, Verdict.REGRESSION, why
+    )
+    result = Result("one", "two", [worse])
+    noise = Noise(name, 1e-3, 0.0, -0.001, 0.001, 0.01, 0.02, 8)
+    monkeypatch.setattr(ab_run, "compare_revisions", lambda *_: result)
+    monkeypatch.setattr(ab_run, "calibrate", lambda *_: ([noise], []))
+    run(["bench", *command])
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if name in x]
+    assert ("regression" in line and metric in line) == (command[0] == "ab")
+    assert "…" not in line
 
 
 def test_what_was_counted_of_a_text_is_not_counted_again(tmp_path, monkeypatch):

@@ -5,13 +5,19 @@ import re
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from klppo_compile.cli import run
 from klppo_compile.exit_codes import BadInputError, ExitCode
 from klppo_compile.perf.accepting import FILE, Accepted, read_accepted
 from klppo_compile.perf.comparing import compare_rows
 from klppo_compile.perf.comparing_documents import Document, compare_documents
-from klppo_compile.perf.comparing_table import conclusion, findings_table
+from klppo_compile.perf.comparing_table import (
+    conclusion,
+    count_tables,
+    findings_table,
+    timed_tables,
+)
 from klppo_compile.perf.exact import exact_row
 from klppo_compile.perf.findings import Verdict, exit_code
 from klppo_compile.perf.rows import SCHEMA, Row, write_document
@@ -237,6 +243,28 @@ def test_the_worst_stands_first():
     assert list(table.columns[6].cells) == ["+1.00%", "-2.86%"]
     assert findings_table(findings, everything=True).row_count == 3
     assert conclusion(findings) == "REGRESSION: 1 regression, 1 improvement, 1 same."
+
+
+def columns_of(table, width):
+    """The text of each column as it is printed, the words of a cell run together."""
+    console = Console(width=width)
+    with console.capture() as captured:
+        console.print(table)
+    lines = [line.split("│")[1:-1] for line in captured.get().splitlines() if "│" in line]
+    return ["".join("".join(cells).split()) for cells in zip(*lines, strict=True)]
+
+
+def test_no_name_is_cut_on_a_narrow_page():
+    long = replace(KERNELS, metric="recompilations in a training sequence")
+    rows = [replace(long, workload=f"normal/{kind}/256") for kind in ("heads", "networks")]
+    findings = compare_rows(rows, [value(row, 36) for row in rows])
+    verdicts, workloads, who, metrics, *_ = columns_of(findings_table(findings), 80)
+    assert (verdicts, workloads) == ("regression" * 2, "normal/heads/256normal/networks/256")
+    assert (who, metrics) == (2 * "ourscompiled", 2 * long.metric.replace(" ", ""))
+    cold = replace(TIME, metric="cold: cached first call over torchrl compiled")
+    tables = [*count_tables(rows[:1]), *timed_tables([TIME, cold])]
+    firsts = [columns_of(table, 20)[0] for table in tables]
+    assert firsts == [name.replace(" ", "") for name in (long.metric, OURS, cold.metric)]
 
 
 # The command

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from klppo_compile.commands.bench_run import progress
+from klppo_compile.commands.bench_run import page, progress
 from klppo_compile.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def ab(
         }
         click.echo(json.dumps(text, indent=1, ensure_ascii=False, allow_nan=False))
         return code
-    console = Console()
+    console = page()
     for kinds, everything in ((("exact",), False), (("timed",), True)):
         table = findings_table((f for f in result.findings if f.kind in kinds), everything)
         if table.row_count:
@@ -119,21 +118,17 @@ def calibrate(workload: str | None, minutes: float, as_json: bool) -> ExitCode:
     It takes all of its minutes.
     """
     from klppo_compile.perf.ab_run import calibrate as measure
+    from klppo_compile.perf.table import add_columns
 
     with progress() as tell, tempfile.TemporaryDirectory(prefix="klppo-ab-") as folder:
         found, _ = measure(workload, minutes, Path(folder), tell)
     if as_json:
         click.echo(json.dumps([asdict(noise) for noise in found], indent=1, allow_nan=False))
         return ExitCode.GOOD
-    table = Table("workload")
-    for name in (
-        "forward and backward",
-        "the same again",
-        "spread of a launch",
-        "launches",
-        "smallest slowdown that shows",
-    ):
-        table.add_column(name, justify="right")
+    table = Table()
+    add_columns(table, "workload")
+    numbers = ("forward and backward", "the same again", "spread of a launch", "launches")
+    add_columns(table, *numbers, "smallest slowdown that shows", justify="right")
     for noise in found:
         table.add_row(
             noise.workload,
@@ -143,7 +138,7 @@ def calibrate(workload: str | None, minutes: float, as_json: bool) -> ExitCode:
             str(noise.launches),
             f"{noise.visible:.1%}",
         )
-    Console().print(table)
+    page().print(table)
     return ExitCode.GOOD
 
 
