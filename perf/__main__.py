@@ -97,6 +97,7 @@ def cpu(
     workload: str, rounds: int, seconds: int, quick: bool, launches: int, out: Path | None
 ) -> None:
     """Time the loss on one thread, beside torchrl's."""
+    from klppo_compile.commands.bench_run import page
     from klppo_compile.perf.cpu import WrongAnswerError, measure_workload
     from klppo_compile.perf.cpu_launches import measure_launches
     from klppo_compile.perf.machine import run_header
@@ -114,7 +115,7 @@ def cpu(
         )
     require_place(out)
     rows: list[Row] = []
-    console = Console()
+    console = page()
     for one in chosen:
         try:
             if launches == 1:
@@ -129,7 +130,7 @@ def cpu(
     if out is not None:
         header = run_header("python -m klppo_compile.perf " + " ".join(sys.argv[1:]))
         path = write_result(out, header, rows)
-        console.print(f"rows written to {path}")
+        console.print(f"rows written to {path}", soft_wrap=True)
 
 
 @group.command()

@@ -277,4 +277,4 @@ def command(family: str, rows: int, out: Path | None) -> None:
     if out is not None:
         header = run_header(f"python -m klppo_compile.perf onnx --family {family} --rows {rows}")
         path = write_result(out, header, found, "-onnx")
-        console.print(f"rows written to {path}")
+        console.print(f"rows written to {path}", soft_wrap=True, markup=False)

@@ -124,7 +124,7 @@ def run_gpu_suite(
     console.print(gpu_targets.table_of(gpu_targets.verdicts(judged, jobs(interpret))))
     if interpret:
         console.print("[bold]Interpreted on the CPU: no speed above means anything.[/]")
-    console.print(f"rows written to {record.path}", soft_wrap=True)
+    console.print(f"rows written to {record.path}", soft_wrap=True, markup=False)
     return outcome_of(record)
 
 
@@ -234,7 +234,8 @@ def measure(record: Record, interpret: bool, deadline: float, console: Console) 
                 work = partial(measure_job, job, device, 1e9 * rate.value, compiler)
                 found = attempt(work, job, record)
                 record.add(found.rows, name, found.refused)
-                bar.console.print(line(name, found), highlight=False, soft_wrap=True)
+                told = line(name, found)
+                bar.console.print(told, highlight=False, soft_wrap=True, markup=False)
                 slowest = max(job.contenders, key=took.__getitem__)
                 took[slowest] = max(took[slowest], time.monotonic() - began)
             bar.advance(task)

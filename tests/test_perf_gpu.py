@@ -72,11 +72,12 @@ def test_it_runs_end_to_end_and_goes_on_where_it_ended(tmp_path, capsys):
     assert read_document(path)[1] == rows
 
 
-def test_no_job_begins_that_would_not_fit(tmp_path):
-    out = tmp_path / "run.json"
+def test_no_job_begins_that_would_not_fit(tmp_path, capsys):
+    out = tmp_path / "[a] run.json"
     code = run_gpu_suite(minutes=0, out=out, interpret=True, tests=False, console=Console())
     assert code == ExitCode.GOOD
     assert {r.workload for r in read_document(out)[1]} == {"copy"}
+    assert f"rows written to {out}\n" in capsys.readouterr().out
 
 
 def test_without_a_device_it_says_so(capsys):

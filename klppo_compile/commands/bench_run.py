@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
+from rich.text import Text
 
+from klppo_compile.commands.plain import plain
 from klppo_compile.exit_codes import BadInputError, ExitCode
 
 if TYPE_CHECKING:
@@ -76,15 +78,15 @@ def run(suite: str, parts: tuple[str, ...], workloads: tuple[str, ...], out: Pat
 
 def page() -> Console:
     """Standard output; in a log as wide as the tables, not as a terminal of 80 columns."""
-    console = Console()
-    return console if console.is_terminal else Console(width=LOG_WIDTH)
+    console = plain()
+    return console if console.is_terminal else plain(width=LOG_WIDTH)
 
 
 @contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
     """Tell what is under way: a spinner on a terminal, a line each with the seconds in a log."""
     # On stderr, so that a pipe gets only the result.
-    console, began = Console(stderr=True), time.monotonic()
+    console, began = plain(stderr=True), time.monotonic()
 
     def line(text: str) -> None:
         console.print(f"{time.monotonic() - began:4.0f} s  {text}", highlight=False)
@@ -93,7 +95,8 @@ def progress() -> Iterator[Callable[[str], None]]:
         yield line
         return
     with console.status("starting") as status:
-        yield lambda text: status.update(f"{text}  ({time.monotonic() - began:.0f} s)")
+        # A spinner reads a str as markup, whatever its console does.
+        yield lambda text: status.update(Text(f"{text}  ({time.monotonic() - began:.0f} s)"))
 
 
 def show(outcome: "Outcome", console: Console) -> None:

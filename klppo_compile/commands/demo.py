@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
+from klppo_compile.commands.plain import plain
 from klppo_compile.commands.progress import free_folder, watch
 from klppo_compile.exit_codes import ExitCode
 from klppo_compile.training.settings import TrainSettings
@@ -52,7 +53,7 @@ def command(seed: int, steps: int, out: Path, no_compile: bool) -> ExitCode:
         table.add_row(env, before, after, f"{result.last.step:,}", f"{result.last.seconds:.0f}")
         if not result.finished:
             break
-    Console().print(table)
+    plain().print(table)
     passed = _deploy(folders) if result.finished else True
     click.echo("Early, best and last policy, the last rollout, metrics.csv and curves.png are in")
     for folder in folders:
@@ -72,7 +73,7 @@ def _deploy(folders: list[Path]) -> bool:
     table = Table("best.onnx of", title="Exported, checked, evaluated with ONNX Runtime")
     for column in ("checked to", "rows", "KL to recorder", "ESS", "gate: KL to early"):
         table.add_column(column, justify="right")
-    passed, console = True, Console(stderr=True)
+    passed, console = True, plain(stderr=True)
     with console.status("exporting") as status:
         for folder in folders:
             done = deploy(folder, lambda text: _say(console, status, text))
@@ -87,7 +88,7 @@ def _deploy(folders: list[Path]) -> bool:
                 f"{done.ess:.1%}",
                 f"{verdict.found:.2g} <= {verdict.limit:g} {verdict.word}",
             )
-    Console().print(table)
+    plain().print(table)
     click.echo(
         "Checked to: largest difference of any output from eager PyTorch (1e-5 is allowed).\n"
         "KL: nats per row, from the policy that recorded the last rollout, and from early.onnx.\n"

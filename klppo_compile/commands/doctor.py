@@ -3,9 +3,9 @@
 import json
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from klppo_compile.commands.plain import plain
 from klppo_compile.exit_codes import ExitCode
 
 
@@ -23,8 +23,8 @@ def command(as_json: bool) -> ExitCode:
     else:
         table = Table("what", "here", title="This machine")
         for name, value in found.facts.items():
-            table.add_row(name, value.replace("[", "\\["))
-        Console().print(table)
+            table.add_row(name, value)
+        plain().print(table)
         for text in found.problems:
             click.echo(f"Problem: {text}")
         for text in found.more:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from klppo_compile.commands.plain import plain
 from klppo_compile.commands.verdict import positive
 from klppo_compile.exit_codes import BadInputError, ExitCode
 
@@ -142,7 +142,7 @@ def _print(done: "Exported", as_json: bool) -> None:
     table.add_column("where")
     for name, worst in sorted(parity.worst.items(), key=lambda item: -item[1].error):
         table.add_row(name, f"{worst.error:.1e}", worst.case if worst.error else "")
-    Console().print(table)
+    plain().print(table)
     click.echo(
         f"Checked: every output is within {parity.needed:.1e} of eager PyTorch"
         f" (asked for {parity.tolerance:g})."

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from klppo_compile.commands.plain import plain
 from klppo_compile.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def command(file: Path, as_json: bool) -> ExitCode:
         click.echo(f"Checked: every output is within {found.tolerance_met:.1e} of eager PyTorch.")
     for note in manifest.notes:
         click.echo(f"Note: {note}.")
-    console = Console()
+    console = plain()
     console.print(_arrays(manifest))
     facts = Table("what", "value", title="Graph")
     batch = manifest.batch or "dynamic"
@@ -61,7 +60,7 @@ def command(file: Path, as_json: bool) -> ExitCode:
         *((f"{name} version", x) for name, x in manifest.versions.items()),
         ("operators", ", ".join(f"{name} {n}" for name, n in found.operators.items())),
     ):
-        facts.add_row(str(name), escape(str(value)))
+        facts.add_row(str(name), str(value))
     console.print(facts)
     return ExitCode.GOOD
 
@@ -74,8 +73,8 @@ def _arrays(manifest: "Manifest") -> Table:
     table = Table("", "name", "shape", "type", "tensordict key")
     for spec in manifest.inputs:
         shape = ", ".join([*first, *map(str, spec.shape)])
-        table.add_row("in", spec.name, escape(f"[{shape}]"), spec.dtype, spec.key)
+        table.add_row("in", spec.name, f"[{shape}]", spec.dtype, spec.key)
     for output in manifest.outputs:
         shape = ", ".join([*(first if output.rows else []), *map(str, output.shape)])
-        table.add_row("out", output.name, escape(f"[{shape}]"), "", "")
+        table.add_row("out", output.name, f"[{shape}]", "", "")
     return table

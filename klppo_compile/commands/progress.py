@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from klppo_compile.commands.interrupt import StopRequest
+from klppo_compile.commands.plain import plain
 
 if TYPE_CHECKING:
     from klppo_compile.training.metrics import MetricsRow
@@ -36,7 +37,7 @@ class TrainingProgress:
         self.logged = 0
         start = "compiling the loss" if settings.compile else "first iteration"
         self.progress = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=None),
             TaskProgressColumn(),
             TextColumn("{task.fields[news]}"),
@@ -82,7 +83,7 @@ def watch(settings: "TrainSettings", start: "Callable[..., TrainResult]") -> "Tr
     """Run `start(report=..., should_stop=...)` behind a progress bar; Ctrl-C ends it gently."""
     notice = "Stopping after this iteration, with a complete run folder."
     # On stderr, so that a pipe gets only the result.
-    console = Console(stderr=True, emoji=False)  # :id: is part of an environment's name
+    console = plain(stderr=True)
     with StopRequest(notice) as stop, TrainingProgress(console, settings) as progress:
         return start(report=progress, should_stop=stop)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from klppo_compile.commands.plain import plain
 from klppo_compile.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -130,9 +130,9 @@ def rows_range(text: str | None) -> tuple[int, int | None]:
 @contextmanager
 def row_bar(total: int) -> Iterator[Callable[[int], None]]:
     """A bar over rows on a terminal; gives what to call after each batch."""
-    console = Console(stderr=True)
+    console = plain(stderr=True)
     progress = Progress(
-        TextColumn("[bold]rows"),
+        TextColumn("rows", style="bold"),
         BarColumn(bar_width=None),
         TaskProgressColumn(),
         TimeRemainingColumn(),
@@ -217,5 +217,5 @@ def print_report(evaluation: "Evaluation", numbers: dict[str, Any], title: str) 
     for name, x in numbers.items():
         table.add_row(name, f"{x:,}" if isinstance(x, int) else f"{x:.6g}")
     worst = ", ".join(f"{row} ({kl:.3g})" for row, kl in evaluation.totals.kl_worst.rows[:5])
-    Console().print(table)
+    plain().print(table)
     click.echo(f"Rows of largest KL: {worst or 'none'}")
