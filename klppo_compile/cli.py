@@ -85,9 +85,7 @@ def run(arguments: Sequence[str], group: click.Command = klppo, program: str = "
     except Exception as error:  # noqa: BLE001  the last line: a crash must not look like a failed check
         code, text = _explain(error, program)
         # Read here, for an error of usage has no parsed options.
-        if "--json" in arguments:
-            _print_json(error, code, text)
-        return code
+        return _print_json(error, code, text) if "--json" in arguments else code
 
 
 def _explain(error: Exception, program: str) -> tuple[ExitCode, str]:
@@ -115,11 +113,21 @@ def _explain(error: Exception, program: str) -> tuple[ExitCode, str]:
     return code, text
 
 
-def _print_json(error: Exception, code: ExitCode, text: str) -> None:
-    """An error as an object, beside the report of a check that failed."""
+def _print_json(error: Exception, code: ExitCode, text: str) -> ExitCode:
+    """Print an error as an object, beside the report of a check that failed; return the exit code.
+
+    Where the object can't be printed, that is the error: a traceback would end with 1.
+    """
     found = error.report if isinstance(error, FailedError) else {}
     what = {"kind": code.name.lower(), "message": text, "exit_code": int(code)}
-    click.echo(json.dumps({"error": what, **found}, indent=2, allow_nan=False))
+    try:
+        click.echo(json.dumps({"error": what, **found}, indent=2, allow_nan=False))
+    except BrokenPipeError:
+        return ExitCode.UNREAD
+    except OSError as problem:
+        click.echo(f"Error: standard output must take the JSON; {problem}.", err=True)
+        return ExitCode.CANNOT
+    return code
 
 
 def main() -> None:

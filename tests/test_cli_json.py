@@ -1,6 +1,8 @@
 """`--json`: standard output is one object, whatever comes of a command."""
 
+import io
 import json
+import sys
 
 import click
 import numpy as np
@@ -63,6 +65,27 @@ def test_with_json_every_exit_code_has_its_kind(error, code, capsys, monkeypatch
     assert found["error"]["exit_code"] == code
     assert found["error"]["kind"] == code.name.lower()
     assert found.get("errors") == getattr(error, "report", {}).get("errors")
+
+
+@pytest.mark.parametrize("broken", [OSError(28, "No space"), BrokenPipeError(32, "No reader")])
+@pytest.mark.parametrize("error", [None, FailedError("no"), CannotError("no")])
+def test_json_that_can_not_be_printed_is_no_verdict(error, broken, capsys, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, _):
+            raise broken
+
+    @click.command()
+    @click.option("--json", is_flag=True)
+    def command(json):
+        if error is not None:
+            raise error
+        click.echo("{}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Full())
+        code = run(["--json"], command)
+    assert code == (ExitCode.CANNOT if broken.errno == 28 else ExitCode.UNREAD)
+    assert ("No space" in capsys.readouterr().err) == (code == ExitCode.CANNOT)
 
 
 def test_a_check_or_a_gate_that_fails_prints_its_report(tmp_path, capsys):
