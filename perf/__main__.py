@@ -98,6 +98,7 @@ def cpu(
 ) -> None:
     """Time the loss on one thread, beside torchrl's."""
     from klppo_compile.commands.bench_run import page
+    from klppo_compile.perf.compiler import require_compiler
     from klppo_compile.perf.cpu import WrongAnswerError, measure_workload
     from klppo_compile.perf.cpu_launches import measure_launches
     from klppo_compile.perf.machine import run_header
@@ -114,6 +115,7 @@ def cpu(
             f"--workload must match a workload; {workload!r} matches none of {names}"
         )
     require_place(out)
+    require_compiler()
     rows: list[Row] = []
     console = page()
     for one in chosen:

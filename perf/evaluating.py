@@ -25,6 +25,7 @@ from tensordict import TensorDict
 
 from klppo_compile.compiling import compile_loss
 from klppo_compile.exit_codes import FailedError, MissingRequirementError
+from klppo_compile.perf.compiler import require_compiler
 from klppo_compile.perf.cpu import WrongAnswerError
 from klppo_compile.perf.machine import run_header
 from klppo_compile.perf.measure import ENOUGH, estimate, interleave, ratios
@@ -262,6 +263,7 @@ def command(family: str, rows: int, out: Path | None) -> None:
                 f"This needs {package}: pip install 'klppo-compile[{extra}]'"
             )
     require_place(out)
+    require_compiler()
     torch.set_num_threads(1)
     console, found = Console(), []
     for name in WIDTHS if family == "all" else (family,):

@@ -13,6 +13,13 @@ ONE_THREAD = dict.fromkeys(
 )
 UNWANTED = {"TRITON_INTERPRET", "TORCH_LOGS"}
 """Variables that would change what is measured."""
+ADVICE = (
+    "Set TORCHDYNAMO_VERBOSE=1",
+    "You can suppress this exception",
+    "import torch._dynamo",
+    "torch._dynamo.config.suppress_errors",
+)
+"""What torch ends an error of a compiler with, below its cause."""
 
 
 def environment(first: Path | None, pinned: Mapping[str, str]) -> dict[str, str]:
@@ -49,6 +56,7 @@ def run_process(
 
 
 def last_words(done: "subprocess.CompletedProcess[str]", ignored: str = "\0") -> str:
-    """The last line of a process's errors, of those that don't begin with `ignored`."""
-    lines = [x for x in done.stderr.strip().splitlines() if x and not x.startswith(ignored)]
+    """The last line of a process's errors that tells one, of those not begun with `ignored`."""
+    said = (line.strip() for line in done.stderr.splitlines())
+    lines = [line for line in said if line and not line.startswith((ignored, *ADVICE))]
     return lines[-1] if lines else "it said nothing"

@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from klppo_compile.exit_codes import BadInputError, FailedError, MissingRequirementError
+from klppo_compile.perf.compiler import compiler_version
+from klppo_compile.perf.compiler import missing as missing_compiler
 from klppo_compile.perf.counted import measure_counted, missing, valgrind_version
 from klppo_compile.perf.exact import Progress, measure_exact
 from klppo_compile.perf.exact_kernels import measure_kernels
@@ -19,6 +21,8 @@ from klppo_compile.perf.rows import Row
 from klppo_compile.perf.workloads import WORKLOADS, Workload
 
 PARTS = ("exact", "kernels", "counted", "timed", "cold")
+COMPILED = {"exact", "counted", "timed", "cold"}
+"""Parts that call the C++ compiler; Triton brings its own."""
 COUNTED_BATCH = 4096
 """Largest batch that is counted: under valgrind a call takes fifty times as long."""
 
@@ -103,7 +107,8 @@ def run_suite(
         workloads: only these, of those that a part has.
 
     Raises:
-        MissingRequirementError: no torchrl or onnx, or what a part needs that was asked for.
+        MissingRequirementError: no torchrl or onnx, or what a part needs that was asked for, or
+            what every part needs.
         BadInputError: no part has the workloads.
         FailedError: the loss's answer is wrong: no numbers are given.
         CannotError: a measuring process died.
@@ -117,9 +122,9 @@ def run_suite(
     suite, wanted = SUITES[name], tuple(asked)
     only = set(workloads)
     lacking = {part: lack for part in wanted or suite.parts if (lack := lacks(part))}
-    if wanted and lacking:
-        raise MissingRequirementError(" ".join(lacking.values()))
     parts = [part for part in wanted or suite.parts if part not in lacking]
+    if lacking and (wanted or not parts):
+        raise MissingRequirementError("; ".join(dict.fromkeys(lacking.values())))
 
     def chosen(names: tuple[str, ...]) -> list[Workload]:
         return [w for w in WORKLOADS if w.name in names and (not only or w.name in only)]
@@ -149,8 +154,10 @@ def installed(package: str) -> bool:
 
 def lacks(part: str) -> str:
     """What this machine lacks for a part, in words; "" where nothing."""
-    if part == "counted":
-        return missing()
+    if part == "counted" and (lack := missing()):
+        return lack
+    if part in COMPILED:
+        return missing_compiler()
     if part == "kernels" and not installed("triton"):
         return "kernels are compiled by Triton: pip install 'klppo-compile[triton]', on Linux"
     return ""

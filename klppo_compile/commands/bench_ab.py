@@ -76,10 +76,12 @@ def ab(
     """
     from klppo_compile.perf.ab_run import compare_revisions
     from klppo_compile.perf.comparing_table import conclusion, findings_table
+    from klppo_compile.perf.compiler import require_compiler
     from klppo_compile.perf.findings import exit_code, told
     from klppo_compile.perf.rows import require_place
 
     require_place(out)
+    require_compiler()
     with progress() as tell, tempfile.TemporaryDirectory(prefix="klppo-ab-") as folder:
         result = compare_revisions(rev_a, rev_b, workload, minutes, launches, Path(folder), tell)
     code = exit_code(result.findings)
@@ -118,8 +120,10 @@ def calibrate(workload: str | None, minutes: float, as_json: bool) -> ExitCode:
     It takes all of its minutes.
     """
     from klppo_compile.perf.ab_run import calibrate as measure
+    from klppo_compile.perf.compiler import require_compiler
     from klppo_compile.perf.table import add_columns
 
+    require_compiler()
     with progress() as tell, tempfile.TemporaryDirectory(prefix="klppo-ab-") as folder:
         found, _ = measure(workload, minutes, Path(folder), tell)
     if as_json:
