@@ -10,7 +10,8 @@
 - asv: airspeed velocity. `asv publish` 0.6.6 made its site from it.
 - otava-csv: Apache Otava's CSV: `time`, the attribute `commit`, and a column for each series, to be
   named as metrics in otava.yaml. `otava analyze` 0.8.0 reads it.
-- openmetrics: OpenMetrics 1.0 for Prometheus. prometheus_client 0.26.0 parses it.
+- openmetrics: OpenMetrics 1.0 for Prometheus, and its older text format at once. Both parsers of
+  prometheus_client 0.26.0 read it.
 
 What was run on it is named with its version; tests/test_perf_formats.py holds the others against
 schemas written from these sources.

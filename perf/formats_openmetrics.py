@@ -1,7 +1,9 @@
 """OpenMetrics text, for Prometheus and what reads its format (node_exporter's text files).
 
 One family of gauges for each metric, times in seconds as Prometheus wants them; the estimate and
-the ends of its 99 % interval are told apart by the label `estimate`.
+the ends of its 99 % interval are told apart by the label `estimate`. All of it is valid in
+Prometheus's older text format, too, which node_exporter reads: that one has no info, so what a run
+is stands in the labels of a gauge of 1.
 """
 
 import re
@@ -11,21 +13,21 @@ from klppo_compile.perf.formats_pytest import seconds
 from klppo_compile.perf.history import Run
 from klppo_compile.perf.rows import Row
 
-# Names that the run itself has.
-RUN = ("klppo_run", "klppo_run_info")
+# The name that the run itself has.
+RUN = "klppo_run_info"
 FACTS = ("commit", "date", "machine_class")
 UNITS = {"x": "ratio", "GB/s": "gigabytes_per_second", "B": "bytes", "bytes": "bytes"}
 
 
 def openmetrics(runs: list[Run]) -> dict[str, str]:
-    """One run as gauges, and `klppo_run` with its commit, date and machine.
+    """One run as gauges, and `klppo_run_info` with its commit, date and machine.
 
     Raises:
         BadInputError: two metrics have one name, or two facts about the machine.
     """
     run = runs[0]
     machine = {str(name): str(value) for name, value in run.header["machine"].items()}
-    own = [(name, ("the run itself",)) for name in (*RUN, *FACTS)]
+    own = [(name, ("the run itself",)) for name in (RUN, *FACTS)]
     keep_apart("openmetrics", [*own, *((family(row), (row.metric,)) for row in run.rows)])
     keep_apart("openmetrics", [*own, *((label(name), (name,)) for name in machine)])
     families: dict[str, list[Row]] = {}
@@ -35,9 +37,9 @@ def openmetrics(runs: list[Run]) -> dict[str, str]:
     facts |= {label(name): value for name, value in machine.items()}
     facts["machine_class"] = run.machine_class
     lines = [
-        "# TYPE klppo_run info",
-        "# HELP klppo_run The measured commit, and the machine.",
-        f"klppo_run_info{labels(facts)} 1",
+        f"# TYPE {RUN} gauge",
+        f"# HELP {RUN} The measured commit, and the machine.",
+        f"{RUN}{labels(facts)} 1",
     ]
     for name, rows in families.items():
         lines += [f"# TYPE {name} gauge"]

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 import jsonschema
 import pytest
+from prometheus_client import parser
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from klppo_compile.cli import run
@@ -165,6 +166,8 @@ def test_what_is_no_time_is_beside_it_for_pytest_benchmark(runs):
 def test_prometheus_reads_every_number(runs):
     families = list(text_string_to_metric_families(converted(runs[:1], "openmetrics")[0][""]))
     info, *gauges = families
+    assert (info.name, info.type) == ("klppo_run_info", "gauge")
+    assert info.samples[0].value == 1
     assert info.samples[0].labels["commit"] == "00c0ffee01"
     assert {family.name for family in gauges} == {
         "klppo_time_seconds",
@@ -180,6 +183,16 @@ def test_prometheus_reads_every_number(runs):
     ]
     times = [r for r in runs[0].rows if r.metric == "time"]
     assert medians == [(r.workload, r.provider, pytest.approx(r.value * 1e-6)) for r in times]
+
+
+def test_the_older_text_format_is_the_same(runs):
+    """node_exporter reads that one, and knows these types only."""
+    text = converted(runs[:1], "openmetrics")[0][""]
+    older = list(parser.text_string_to_metric_families(text))
+    newer = list(text_string_to_metric_families(text))
+    assert [(x.name, x.samples) for x in older] == [(x.name, x.samples) for x in newer]
+    types = {line.split()[3] for line in text.splitlines() if line.startswith("# TYPE")}
+    assert types <= {"counter", "gauge", "histogram", "summary", "untyped"}
 
 
 def test_prometheus_reads_names_that_need_escapes(tmp_path):
@@ -240,7 +253,7 @@ LONG = "bytes of the forward pass over all of the kernels that were made, "
     [
         ("openmetrics", ("time, again", "time again"), "'klppo_time_again'"),
         ("openmetrics", ("β", "γ"), "'klppo_'"),
-        ("openmetrics", ("run", "kernels"), "'the run itself' and 'run' both become 'klppo_run'"),
+        ("openmetrics", ("run info", "kernels"), "'the run itself' and 'run info' both become"),
         ("bmf", (f"{LONG}one", f"{LONG}two"), LONG[:60]),
         ("otava-csv", ("time, again", "time again"), "'w_p_time_again'"),
         ("asv", ("time, again", "time again"), "'w.p.time_again'"),
