@@ -114,7 +114,7 @@ def hud_v3(runs: list[Run]) -> Documents:
             "benchmark": {
                 "name": "klppo-compile",
                 "mode": "training",
-                "dtype": "float32",
+                "dtype": dtype_of(row.workload),
                 "extra_info": {"commit": run.commit, "machine_class": run.machine_class},
             },
             "model": {
@@ -144,6 +144,12 @@ def hud_v3(runs: list[Run]) -> Documents:
         for row in run.rows
     ]
     return {"": as_json(records)}
+
+
+def dtype_of(workload: str) -> str:
+    """The dtype of a workload's heads, which its name holds where it isn't the usual one."""
+    named = [word for word in re.split("[/-]", workload) if re.fullmatch(r"b?float\d+", word)]
+    return named[0] if named else "float32"
 
 
 PACKAGES = ("torch", "triton", "tensordict", "torchrl", "onnxruntime")

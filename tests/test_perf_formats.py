@@ -18,6 +18,7 @@ from klppo_compile.exit_codes import BadInputError
 from klppo_compile.perf.formats import FORMATS, converted
 from klppo_compile.perf.history import read_history
 from klppo_compile.perf.rows import Row, write_document
+from klppo_compile.perf.workloads import Workload
 from tests.perf_history_cases import MACHINE, header, write_history
 
 NUMBER, TEXT = {"type": "number"}, {"type": "string"}
@@ -120,6 +121,22 @@ def test_the_schema_tells_right_from_wrong(runs, form):
         document[0]["metric"]["benchmark_values"] = 1.0
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(document, SCHEMAS[form])
+
+
+@pytest.mark.parametrize(
+    ("workload", "dtype"),
+    [
+        (Workload("normal", 256).name, "float32"),
+        (Workload("categorical", 8192, columns=32768, dtype="bfloat16").name, "bfloat16"),
+        ("kernels/normal/N=1048576/K=1/D=6/float32", "float32"),
+        ("kernels/normal/N=1048576/K=1/D=512/float16", "float16"),
+        ("kernels/categorical/N=1048576/K=1/D=18/bfloat16/masks", "bfloat16"),
+    ],
+)
+def test_the_hud_gets_the_dtype_that_was_measured(tmp_path, workload, dtype):
+    row = Row(workload, "p", "m", "", 1.0, 1.0, 1.0, 1, "lower", "exact")
+    (record,) = json.loads(converted(written(tmp_path, ({}, [row])), "hud-v3")[0][""])
+    assert record["benchmark"]["dtype"] == dtype
 
 
 def test_bencher_gets_times_as_latency_in_nanoseconds(runs):
