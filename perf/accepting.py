@@ -78,4 +78,5 @@ def _entry(name: str, number: int, entry: Any) -> Accepted:
 
 def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
     """Whether a value is of that kind, and says something."""
-    return isinstance(value, kind) and not isinstance(value, bool) and value not in ("", " ")
+    says = bool(value.strip()) if isinstance(value, str) else not isinstance(value, bool)
+    return says and isinstance(value, kind)

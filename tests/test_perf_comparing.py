@@ -363,7 +363,7 @@ def toml(entry):
         ("[[accepted", "must be TOML"),
         ("other = 1\n", "other"),
         ("accepted = 3\n", "no list"),
-        (toml(ENTRY | {"reason": " "}), "reason"),
+        *((toml(ENTRY | {"reason": blank}), "look at reason") for blank in ("", " ", " \t\n ")),
         (toml(ENTRY | {"old": "35"}), "old"),
         (toml(ENTRY | {"until": 3}), "until"),
         (toml({k: v for k, v in ENTRY.items() if k != "metric"}), "metric"),
