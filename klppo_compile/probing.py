@@ -29,7 +29,7 @@ DECLARATIONS = ("arg_constraints", "support", "has_rsample", "has_enumerate_supp
 REACHING_OUT = ("IMPORT_NAME", "MAKE_FUNCTION")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Untouched:
     """Reads what a callable was seen to pass on: the named parameters, in the probe's terms."""
 
@@ -64,8 +64,9 @@ def untouched(kind: Any, names: tuple[str, ...]) -> Untouched | None:
     """
     if not depends_on_arguments_alone(kind):
         return None
-    first, *rest = (_seen(kind, names, shape) for shape in PROBE_SHAPES)
-    return first if all(other == first for other in rest) else None
+    seen = [_seen(kind, names, shape) for shape in PROBE_SHAPES]
+    first = seen[0]
+    return first if all(x is not None and vars(x) == vars(first) for x in seen) else None
 
 
 def _seen(kind: Any, names: tuple[str, ...], shape: tuple[int, ...]) -> Untouched | None:

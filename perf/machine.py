@@ -3,8 +3,6 @@
 import os
 import platform
 import re
-import shutil
-import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import torch
 
 from klppo_compile import __version__
+from klppo_compile.perf.compiler import compiler_version
 from klppo_compile.perf.revisions import UNKNOWN, commit_here
 
 
@@ -63,15 +62,6 @@ def run_header(command: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "machine": machine() | versions,
     }
-
-
-def compiler_version() -> str:
-    """The C++ compiler that Inductor takes, in its own words; "" without one."""
-    path = shutil.which(os.environ.get("CXX", "g++"))
-    if path is None:
-        return ""
-    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)  # noqa: S603  asks for its version
-    return (done.stdout.splitlines() or [""])[0]
 
 
 def result_name(header: dict[str, Any]) -> str:

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from typing import Any
 
 from klppo_compile.exit_codes import BadInputError, FailedError, MissingRequirementError
-from klppo_compile.perf.compiler import compiler_version
 from klppo_compile.perf.compiler import missing as missing_compiler
 from klppo_compile.perf.counted import measure_counted, missing, valgrind_version
 from klppo_compile.perf.exact import Progress, measure_exact
