@@ -23,24 +23,25 @@ def chart(series: Series, index: dict[Run, int]) -> dict[str, Any]:
     """
     values = series.values
     residuals = values if not series.changes else detrended(series)
+    digits = 5 if series.latest.kind == "timed" else 9  # a count is told whole
     return {
         "m": series.metric,
         "u": series.latest.unit,
         "r": [index[run] for run in series.runs],
-        "v": [short(x, 5) for x in values],
-        "l": [short(row.low, 5) for row in series.rows],
-        "h": [short(row.high, 5) for row in series.rows],
+        "v": [short(x, digits) for x in values],
+        "l": [short(row.low, digits) for row in series.rows],
+        "h": [short(row.high, digits) for row in series.rows],
         "c": [
             [
                 point.index,
-                short(point.before, 5),
-                short(point.after, 5),
+                short(point.before, digits),
+                short(point.after, digits),
                 percent(point.change),
                 VERDICTS.index(series.verdict(point)),
             ]
             for point in series.changes
         ],
-        "y": short(median(values), 5),
+        "y": short(median(values), digits),
         "n": short(BAND * relative_noise(residuals), 2) if len(values) >= BAND_RUNS else 0.0,
         "e": int(series.ended),
     }

@@ -305,6 +305,12 @@ def test_an_improvement_is_none_the_worse_for_what_came_after(tmp_path):
     assert found == [("worse", pytest.approx(0.2), "worse"), ("same", 0, "better")]
 
 
+def test_a_count_is_told_whole(tmp_path):
+    runs = history_of(tmp_path, *(({}, [row("instructions", 4_398_652.0, "counted")]),) * 2)
+    (chart,) = sections(runs)[0].cards[0].charts
+    assert chart["v"] == chart["l"] == [4_398_652.0] * 2
+
+
 @pytest.mark.parametrize(("runs", "drawn"), [(7, False), (8, True)])
 def test_few_runs_get_no_band(tmp_path, runs, drawn):
     (section,) = sections(read_history(write_history(tmp_path, runs)))
