@@ -25,6 +25,8 @@ from klppo_compile.perf.rows import Row, read_document
 
 # A commit becomes part of names of files, addresses and other tools' keys.
 COMMIT = re.compile(r"[\w.-]+", re.ASCII)
+# Machine class, workload, provider, metric and unit: what a series is of, however it is measured.
+NAMES = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +58,8 @@ class Series:
         machine_class: of all its runs.
         runs, rows: the runs that have the metric, and what each measured.
         decisions: the exact changes for the worse that were accepted, of any series.
-        ended: whether a later run of the same command no longer measures it.
+        ended: whether a later run of the same command no longer measures it, or one of the same
+            tool measures it otherwise.
     """
 
     machine_class: str
@@ -230,11 +233,13 @@ def series_of(runs: Iterable[Run], decisions: Iterable[Accepted] = ()) -> list[S
     decided = tuple(decisions)
     found: dict[tuple[str, ...], list[tuple[Run, Row]]] = {}
     newest: dict[tuple[str, str], Run] = {}
+    last: dict[tuple[str, ...], Run] = {}
     for run in runs:
         if not run.header.get("left out"):
             newest[errand(run)] = run
         for row in run.rows:
             names = (run.machine_class, row.workload, row.provider, row.metric, row.unit)
+            last[*names, tool(run)] = run
             key = (*names, *versions(run, row), str(of_launches(row)))
             found.setdefault(key, []).append((run, row))
     return [
@@ -243,9 +248,10 @@ def series_of(runs: Iterable[Run], decisions: Iterable[Accepted] = ()) -> list[S
             tuple(run for run, _ in points),
             tuple(row for _, row in points),
             decided,
-            ended=is_behind(points[-1][0], newest),
+            ended=is_behind(run, newest) or last[*key[:NAMES], tool(run)] is not run,
         )
         for key, points in found.items()
+        for run in (points[-1][0],)
     ]
 
 
@@ -255,7 +261,12 @@ def is_behind(run: Run, newest: dict[tuple[str, str], Run]) -> bool:
     return last is not None and last.date.timestamp() > run.date.timestamp()
 
 
-LAUNCHES = ", of several launches"
+def tool(run: Run) -> str:
+    """What a run was made by, whatever its options."""
+    return str(run.header.get("command")).split(" --")[0]
+
+
+LAUNCHES = " (launches)"
 
 
 def of_launches(row: Row) -> bool:

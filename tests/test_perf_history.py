@@ -218,10 +218,12 @@ def test_an_accepted_step_back_is_none(tmp_path, values, kind, state, setback):
 def test_several_launches_begin_another_series_than_one(tmp_path):
     for number, launches in enumerate([1, 1, 5, 5, 8]):
         row = Row("w", "p", "m", "x", 5.0, 4.0, 6.0, 9, "higher", "timed", launches)
-        write_document(tmp_path / f"{number}.json", header(number), [row])
+        options = {"command": f"klppo bench run --launches {launches}"}
+        write_document(tmp_path / f"{number}.json", header(number) | options, [row])
     one, several = series_of(read_history(tmp_path))
     assert [len(one.runs), len(several.runs)] == [2, 3]
-    assert [one.metric, several.metric] == ["m", "m, of several launches"]
+    assert [one.metric, several.metric] == ["m", "m (launches)"]
+    assert [one.ended, several.ended] == [True, False]
 
 
 @pytest.mark.parametrize(("bases", "changes"), [(["a", "a"], 1), (["a", "b"], 0)])
