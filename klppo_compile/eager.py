@@ -86,7 +86,9 @@ def value_gradient(batch: Minibatch | Critic, hyper: Hyper, static: Static, g: T
     assert value is not None and target is not None
     distance, slope_of = objective.DISTANCES[static.loss_critic_type]
     error = value - target
-    slope = slope_of(error).to(error.dtype)  # of numbers alone it is float32
+    slope = slope_of(error)
+    if slope.dtype != error.dtype:  # of numbers alone, l1's, it is float32
+        slope = slope.to(error.dtype)
     if static.clipped:
         old, radius = batch.old_value, hyper.clip_value
         assert old is not None

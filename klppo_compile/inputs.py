@@ -12,7 +12,7 @@ from torch import distributions as td
 from klppo_compile import checks, eager
 from klppo_compile.advantage import standardise
 from klppo_compile.masks import joint_mask, over_rows, reaching, where_counting
-from klppo_compile.policy import ActorHead, head_of, run_actor
+from klppo_compile.policy import ActorHead, head_of, require_quadrature, run_actor
 from klppo_compile.recognise import Described
 from klppo_compile.records import Minibatch, PolicyHead, Softmax
 
@@ -51,6 +51,8 @@ def read_minibatch(
             old, parameters = _masked_apart(loss, tensordict, old, parameters, mask)
         new = loss.actor_head.read(parameters)
     checks.settle([_mismatch(old, new)])
+    if loss.entropy_bonus and loss.entropy_method == "quadrature":
+        require_quadrature(new)
     critic = _critic(loss, after, given, masks) if loss.has_critic else {}
     proximal = _log_prob(old, action) if loss.delay_actor else None
     advantage = _normalised(loss, tensordict, advantage, masks)

@@ -117,16 +117,20 @@ def head_of(
     if isinstance(old, Described) and isinstance(new, Described):
         return _family_head(old, new, action, sampling, entropy)
     assert isinstance(old, td.Distribution) and isinstance(new, td.Distribution)
-    if entropy and sampling.nodes is not None and not has_entropy(new):
-        raise ValueError(
-            'entropy_method="quadrature" serves a TanhNormal that is read from its parameters; '
-            f"got a {type(new).__name__} that a callable built. Name the class, with its bounds in "
-            'distribution_kwargs={"low": ..., "high": ...}, or use entropy_method="sample".'
-        )
     kl = kl_divergence(old, new, sampling.kl)
     log_prob = new.log_prob(action)
     h = distribution_entropy(new, sampling.entropy) if entropy else torch.zeros_like(log_prob)
     return PolicyHead(Rows(), None, (), (log_prob, kl, h))
+
+
+def require_quadrature(head: Described | td.Distribution) -> None:
+    """Raise ValueError where an entropy would be sampled, though a quadrature was asked for."""
+    if isinstance(head, td.Distribution) and not has_entropy(head):
+        raise ValueError(
+            'entropy_method="quadrature" serves a TanhNormal that is read from its parameters; '
+            f"got a {type(head).__name__} that a callable built. Name the class, with its bounds "
+            'in distribution_kwargs={"low": ..., "high": ...}, or use entropy_method="sample".'
+        )
 
 
 def _family_head(
