@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tensordict import MemoryMappedTensor, TensorDictBase
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 
 from klppo_compile.loss import KLPENPPOLoss
 
@@ -63,8 +63,10 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
         A callable from tensordict to tensordict, like the loss.
 
     Raises:
+        TypeError: something else than a loss of ours.
         ValueError: `cudagraphs` without CUDA parameters, or with a `mode` or `backend` of your own;
-            a loss with hooks or a `forward` of its own, which would not run.
+            a loss with hooks or a `forward` of its own, which would not run. Nor do hooks that are
+            registered later.
     """
     _refuse_more_than_the_loss(loss)
     if cudagraphs:
@@ -92,8 +94,10 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
         beta = loss.used_betas.of(tensordict, loss._buffers["beta"])  # noqa: SLF001
         try:
             out: TensorDictBase = graph(given, loss.moves_beta(), beta)
+        except BackendCompilerFailed:
+            raise  # that is no matter of the data
         except TorchDynamoException as error:
-            refused = error  # and, apart from it, what an eager call has to say of the data
+            refused = error
         except TypeError:
             # Dynamo hands memory-mapped tensors to operators that raise. To look for them at every
             # call would take one in fifty of a small one.
@@ -103,8 +107,7 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
             return compiled(tensordict)
         else:
             return out
-        with torch.no_grad():
-            loss.run(tensordict, False, beta)
+        _say_what_eager_code_says(loss, tensordict, beta)
         raise refused
 
     return compiled
@@ -112,7 +115,13 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
 
 def _refuse_more_than_the_loss(loss: KLPENPPOLoss) -> None:
     """Raise ValueError where a call of the loss does more than `KLPENPPOLoss.forward`."""
-    hooks = loss._forward_hooks or loss._forward_pre_hooks  # noqa: SLF001
+    if not isinstance(loss, KLPENPPOLoss):
+        raise TypeError(
+            f"compile_loss takes a KLPENPPOLoss; got a {type(loss).__name__}. Compile what is none "
+            "with torch.compile."
+        )
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    hooks = any(getattr(loss, kind) for kind in kinds)
     more = "hooks" if hooks else "a forward of its own" if _own_forward(loss) else ""
     if more:
         raise ValueError(
@@ -120,6 +129,23 @@ def _refuse_more_than_the_loss(loss: KLPENPPOLoss) -> None:
             f"{more}, which would not run. Use torch.compile(loss, fullgraph=True), or take them "
             "out and do their work where the loss is called."
         )
+
+
+def _say_what_eager_code_says(loss: KLPENPPOLoss, tensordict: TensorDictBase, beta: Tensor) -> None:
+    """Call the loss for the error that it has for these data, which Dynamo's hides.
+
+    No trace is left: beta rests, and the random state and what networks count are put back.
+    """
+    before = [(x, x.clone()) for x in loss.buffers()]
+    devices = [beta.device] if beta.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            loss.run(tensordict, False, beta)
+    finally:
+        with torch.no_grad():
+            for x, value in before:
+                if not torch.equal(x, value):  # what was saved of it for a backward stays valid
+                    x.copy_(value)
 
 
 def _own_forward(loss: KLPENPPOLoss) -> bool:

@@ -17,7 +17,7 @@ from torch import distributions as td
 from klppo_compile.reading import Reading, direct_reading
 from klppo_compile.recognise import Described, describe
 from klppo_compile.records import PolicyHead, Rows
-from klppo_compile.registry import distribution_entropy, has_entropy, kl_divergence
+from klppo_compile.registry import distribution_entropy, is_squashed, kl_divergence, within
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,12 @@ def head_of(
 
 
 def require_quadrature(head: Described | td.Distribution) -> None:
-    """Raise ValueError where an entropy would be sampled, though a quadrature was asked for."""
-    if isinstance(head, td.Distribution) and not has_entropy(head):
+    """Raise ValueError where a squashed Gaussian's entropy would be sampled all the same."""
+    if isinstance(head, td.Distribution) and is_squashed(head):
         raise ValueError(
             'entropy_method="quadrature" serves a TanhNormal that is read from its parameters; '
-            f"got a {type(head).__name__} that a callable built. Name the class, with its bounds "
-            'in distribution_kwargs={"low": ..., "high": ...}, or use entropy_method="sample".'
+            f"this {type(within(head)).__name__} can't be. Name the class, with its bounds in "
+            'distribution_kwargs={"low": ..., "high": ...}, or use entropy_method="sample".'
         )
 
 

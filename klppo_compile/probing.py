@@ -21,7 +21,7 @@ from klppo_compile.records import Softmax
 
 # Many and few of everything, in more than one number of dimensions: what a callable takes out or
 # away, or tells by the shape, shows in one of them.
-PROBE_SHAPES = ((2, 3, 4), (4, 1), (3, 1, 5), (7, 4099))
+PROBE_SHAPES = ((2, 3, 4), (3, 1, 5), (7, 4099), (2, 17, 33), (4, 1))
 CONSTANTS = (int, float, str, NoneType, torch.dtype)
 # what a distribution declares about itself as data
 DECLARATIONS = ("arg_constraints", "support", "has_rsample", "has_enumerate_support")
@@ -60,22 +60,27 @@ def untouched(kind: Any, names: tuple[str, ...]) -> Untouched | None:
 
     A Gaussian or Bernoulli must hold the very tensors it got; a softmax must hold their log-softmax
     to the bit, over a range in which a clamp or a temperature would show. A callable that could do
-    otherwise the next time is not tried, nor does one serve that tells shapes apart.
+    otherwise the next time is not tried, nor does one serve that tells shapes apart. Two shapes at
+    least must be of a kind that it takes.
     """
     if not depends_on_arguments_alone(kind):
         return None
-    seen = [_seen(kind, names, shape) for shape in PROBE_SHAPES]
-    first = seen[0]
-    return first if all(x is not None and vars(x) == vars(first) for x in seen) else None
+    seen: list[Untouched | None] = []
+    # One action is all of the mass, whatever its logit: torchrl drops the dimension.
+    for shape in PROBE_SHAPES[:-1] if names == ("logits",) else PROBE_SHAPES:
+        probe = _probe(names, shape)
+        try:
+            found = describe(kind(**probe))
+        except Exception:  # noqa: BLE001, S112 - whatever a foreign callable raises: it has no such shape
+            continue
+        seen.append(_in_terms_of_probe(found, probe))
+    alike = all(x is not None and vars(x) == vars(seen[0]) for x in seen)
+    return seen[0] if alike and len(seen) > 1 else None
 
 
-def _seen(kind: Any, names: tuple[str, ...], shape: tuple[int, ...]) -> Untouched | None:
-    """How to read what `kind` makes of parameters of this shape, if they are passed on."""
-    probe = _probe(names, shape)
-    try:
-        found = describe(kind(**probe))
-    except Exception:  # noqa: BLE001 - whatever a foreign callable raises, it only means: build it
-        return None
+def _in_terms_of_probe(found: Described | None, probe: dict[str, Tensor]) -> Untouched | None:
+    """How to read what was made of a probe, if its parameters were passed on."""
+    names = tuple(probe)
     if found is None or found.indices is not None:
         return None
     if isinstance(found.family, Softmax):
@@ -115,9 +120,8 @@ def _probe(names: tuple[str, ...], shape: tuple[int, ...]) -> dict[str, Tensor]:
     probe = {name: torch.rand(shape, **options) * 0.8 + 0.1 for name in names}
     if names == ("logits",):
         wide = torch.randn(shape, **options)
-        if shape[-1] > 1:
-            flat = wide.view(-1, shape[-1])
-            flat[0, 0], flat[-1, 1], flat[1, 2], flat[2, 3] = 1e3, -1e3, 40.0, -torch.inf
+        flat = wide.view(-1, shape[-1])
+        flat[0, 0], flat[-1, 1], flat[1, 2], flat[2, 3] = 1e3, -1e3, 40.0, -torch.inf
         probe["logits"] = wide
     return probe
 

@@ -56,7 +56,11 @@ def _is_class_with_constants(kind: Any) -> bool:
     """Whether it is a partial that is as good as its class and `distribution_kwargs`."""
     if not isinstance(kind, partial) or kind.args or not isinstance(kind.func, type):
         return False
-    return kind.func.__name__ in _READINGS and depends_on_arguments_alone(kind)
+    return _is_read_by_name(kind.func) and depends_on_arguments_alone(kind)
+
+
+def _is_read_by_name(kind: type) -> bool:
+    return kind.__name__ in _READINGS and kind.__module__.split(".")[0] in KNOWN_ROOTS
 
 
 def _together(loc: Tensor, scale: Any) -> tuple[Tensor, Tensor]:

@@ -156,7 +156,7 @@ def _describe_squashed(distribution: td.TransformedDistribution, dims: int) -> D
     if not _plain(type(distribution), td.TransformedDistribution):
         return None
     inner, base = _unwrap(distribution.base_dist)
-    transforms = list(_flatten(distribution.transforms))
+    transforms = list(flattened(distribution.transforms))
     names = [type(t).__name__.removeprefix("_Patched") for t in transforms]
     squashes = names in (["TanhTransform"], ["SafeTanhTransform"])
     scales = names in (
@@ -178,10 +178,11 @@ def _describe_squashed(distribution: td.TransformedDistribution, dims: int) -> D
     )
 
 
-def _flatten(transforms: list[Any]) -> Iterator[Any]:
+def flattened(transforms: list[Any]) -> Iterator[Any]:
+    """Transforms, composed ones as their parts."""
     for transform in transforms:
         if isinstance(transform, td.ComposeTransform):
-            yield from _flatten(transform.parts)
+            yield from flattened(transform.parts)
         else:
             yield transform
 

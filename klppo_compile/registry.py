@@ -10,6 +10,8 @@ from torch import distributions as td
 from torch.distributions.kl import _dispatch_kl
 from torch.distributions.utils import _sum_rightmost
 
+from klppo_compile.recognise import flattened
+
 logger = logging.getLogger("klppo_compile")
 FROM_USE = ("_inv", "_cached_x_y")  # of a transform; the rest it was made with
 Formula = Callable[[td.Distribution, td.Distribution], Tensor]
@@ -125,20 +127,22 @@ def _all_same(a: Sequence[Any], b: Sequence[Any]) -> bool | Tensor:
     return torch.stack(tensors).all() if tensors else True
 
 
+def is_squashed(distribution: td.Distribution) -> bool:
+    """Whether a tanh is on the way from the base to the action."""
+    transforms = flattened(transforms_of(distribution))
+    return any("TanhTransform" in type(transform).__name__ for transform in transforms)
+
+
 # ---- entropy
-
-
-def has_entropy(distribution: td.Distribution) -> bool:
-    """Whether the class has a closed form."""
-    return type(within(distribution)).entropy is not td.Distribution.entropy
 
 
 def distribution_entropy(distribution: td.Distribution, samples: int) -> Tensor:
     """Entropy [*P] in closed form, or from samples, reparameterised where they can be."""
-    if has_entropy(distribution):
+    base = within(distribution)
+    if type(base).entropy is not td.Distribution.entropy:
         return distribution.entropy()
     say_once(
-        f"No closed-form entropy for {type(within(distribution)).__name__}: it is estimated from "
+        f"No closed-form entropy for {type(base).__name__}: it is estimated from "
         f"samples_mc_entropy={samples} sample(s) per row."
     )
     draw = distribution.rsample if distribution.has_rsample else distribution.sample

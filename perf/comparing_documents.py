@@ -101,15 +101,15 @@ def compare_documents(
     before, after = (
         [r for r in rows if not any(need.are(r) for need, _ in refused)] for rows in sides
     )
+    suites = base.run.get("suite"), new.run.get("suite")
+    gone, added = only_first(before, after), only_first(after, before)
     findings = compare_rows(before, after, accepted)
-    if not findings:
+    if all(suites):  # told once: as lost, or as another suite's, and not metric by metric
+        findings = [f for f in findings if f.new is not None or of(f) not in gone]
+    if not any(f.base is not None and f.new is not None for f in findings):
         why = " ".join(notes) or "they have no metric of a workload and provider in common."
         raise BadInputError(f"{base.name} and {new.name} can't be compared: {why}")
-    gone, added = only_first(before, after), only_first(after, before)
-    # Told once: below, and not metric by metric.
-    findings = [f for f in findings if f.new is not None or of(f) not in gone]
-    suite = base.run.get("suite")
-    if suite is not None and suite == new.run.get("suite"):
+    if all(suites) and suites[0] == suites[1]:
         findings += [lost(*key) for key in gone]
         gone = []
     for name, keys in ((base.name, gone), (new.name, added)):

@@ -172,9 +172,9 @@ def otava_csv(runs: list[Run]) -> Documents:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     # Otava is told the columns by name, and which character quotes: so there is nothing to quote.
-    names = [re.sub(r"[^\w/.-]+", "_", f"{name_of(s.latest)} {s.latest.metric}") for s in series]
+    names = [re.sub(r"[^\w/.-]+", "_", f"{name_of(s.latest)} {s.metric}") for s in series]
     ours = [
-        (s.latest.workload, s.latest.provider, s.latest.metric, f"from {s.runs[0].file} on")
+        (s.latest.workload, s.latest.provider, s.metric, f"from {s.runs[0].file} on")
         for s in series
     ]
     keep_apart(

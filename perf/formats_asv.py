@@ -14,7 +14,7 @@ from typing import Any
 from klppo_compile.exit_codes import BadInputError
 from klppo_compile.perf.formats_names import keep_apart
 from klppo_compile.perf.history import Run
-from klppo_compile.perf.rows import Row
+from klppo_compile.perf.rows import Row, metric_of
 
 ENVIRONMENT = "klppo"
 COLUMNS = ("result", "params", "version", "stats_ci_99_a", "stats_ci_99_b", "stats_n")
@@ -98,7 +98,7 @@ def described(row: Row) -> dict[str, Any]:
     return {
         "code": "",
         "name": name_of(row),
-        "pretty_name": f"{row.workload} · {row.provider} · {row.metric}",
+        "pretty_name": f"{row.workload} · {row.provider} · {metric_of(row)}",
         "param_names": [],
         "params": [],
         "timeout": 0,
@@ -110,7 +110,7 @@ def described(row: Row) -> dict[str, Any]:
 
 def name_of(row: Row) -> str:
     """`normal_heads_256.ours_compiled.time`: asv groups by what stands between the points."""
-    parts = (row.workload, row.provider, row.metric)
+    parts = (row.workload, row.provider, metric_of(row))
     return ".".join(re.sub(r"\W+", "_", part).strip("_") for part in parts)
 
 

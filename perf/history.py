@@ -9,9 +9,10 @@ with it: a page that left out a run would show a history that wasn't.
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,10 @@ from klppo_compile.perf.change_points import LEAST_STEP, ChangePoint, change_poi
 from klppo_compile.perf.comparing import PEERS
 from klppo_compile.perf.comparing_documents import NEEDS
 from klppo_compile.perf.machine import machine_class
-from klppo_compile.perf.rows import Row, read_document
+from klppo_compile.perf.rows import Row, metric_of, read_document
 
 # A commit becomes part of names of files, addresses and other tools' keys.
 COMMIT = re.compile(r"[\w.-]+", re.ASCII)
-# Machine class, workload, provider, metric and unit: what a series is of, however it is measured.
-NAMES = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +75,7 @@ class Series:
     @property
     def metric(self) -> str:
         """Its metric, and whether it is of several launches."""
-        return self.latest.metric + LAUNCHES * of_launches(self.latest)
+        return metric_of(self.latest)
 
     @property
     def is_judged(self) -> bool:
@@ -90,10 +89,17 @@ class Series:
 
     @cached_property
     def changes(self) -> list[ChangePoint]:
-        """Where its level changed; a time over a base's has none where the bases differ."""
-        if self.latest.kind == "timed" and len({run.header.get("base") for run in self.runs}) > 1:
-            return []
-        return change_points(self.values, self.latest.kind)
+        """Where its level changed; of a time over a base's, since the base is the one it is."""
+        start = self.since_base
+        found = change_points(self.values[start:], self.latest.kind)
+        return [replace(point, index=point.index + start) for point in found]
+
+    @property
+    def since_base(self) -> int:
+        """The first run from which on every time was taken over that of one base; 0 without one."""
+        bases = [str(run.header.get("base", "")) for run in self.runs]
+        moved = [i for i, (a, b) in enumerate(pairwise(bases), 1) if a and b and a != b]
+        return moved[-1] if moved and self.latest.kind == "timed" else 0
 
     def decision(self, point: ChangePoint) -> Accepted | None:
         """What was decided on a step back, if anything was; only exact ones are decided on."""
@@ -231,28 +237,61 @@ def series_of(runs: Iterable[Run], decisions: Iterable[Accepted] = ()) -> list[S
     compiler did is no commit's doing, nor what several launches say where one had said it.
     """
     decided = tuple(decisions)
-    found: dict[tuple[str, ...], list[tuple[Run, Row]]] = {}
+    open_: dict[tuple[str, ...], list[Points]] = {}
     newest: dict[tuple[str, str], Run] = {}
     last: dict[tuple[str, ...], Run] = {}
     for run in runs:
         if not run.header.get("left out"):
             newest[errand(run)] = run
         for row in run.rows:
-            names = (run.machine_class, row.workload, row.provider, row.metric, row.unit)
-            last[*names, tool(run)] = run
-            key = (*names, *versions(run, row), str(of_launches(row)))
-            found.setdefault(key, []).append((run, row))
+            last[told_by(run, row)] = run
+            names = (run.machine_class, row.workload, row.provider, metric_of(row))
+            add(open_.setdefault((*names, row.unit, row.kind), []), run, row)
+    found = [points for many in open_.values() for points in many]
     return [
         Series(
-            key[0],
-            tuple(run for run, _ in points),
-            tuple(row for _, row in points),
+            its.runs[-1].machine_class,
+            tuple(its.runs),
+            tuple(its.rows),
             decided,
-            ended=is_behind(run, newest) or last[*key[:NAMES], tool(run)] is not run,
+            ended=is_behind(its.runs[-1], newest)
+            or last[told_by(its.runs[-1], its.rows[-1])] is not its.runs[-1],
         )
-        for key, points in found.items()
-        for run in (points[-1][0],)
+        for its in found
     ]
+
+
+@dataclass
+class Points:
+    """A series in the making, and the versions that its runs agree on."""
+
+    versions: tuple[str, ...]
+    runs: list[Run] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+
+
+def add(series: list[Points], run: Run, row: Row) -> None:
+    """Add a point to the newest of these series whose versions are the run's, or begin one.
+
+    A version that one of the two doesn't say is as in the other.
+    """
+    said = versions(run, row)
+    for its in reversed(series):
+        pairs = list(zip(its.versions, said, strict=True))
+        if all(a == b or not (a and b) for a, b in pairs):
+            its.versions = tuple(a or b for a, b in pairs)
+            break
+    else:
+        its = Points(said)
+        series.append(its)
+    its.runs.append(run)
+    its.rows.append(row)
+
+
+def told_by(run: Run, row: Row) -> tuple[str, ...]:
+    """What a row is of, however it was measured, and what the run was made by, less its options."""
+    tool = str(run.header.get("command")).split(" --")[0]
+    return run.machine_class, row.workload, row.provider, row.metric, tool
 
 
 def is_behind(run: Run, newest: dict[tuple[str, str], Run]) -> bool:
@@ -261,25 +300,12 @@ def is_behind(run: Run, newest: dict[tuple[str, str], Run]) -> bool:
     return last is not None and last.date.timestamp() > run.date.timestamp()
 
 
-def tool(run: Run) -> str:
-    """What a run was made by, whatever its options."""
-    return str(run.header.get("command")).split(" --")[0]
-
-
-LAUNCHES = " (launches)"
-
-
-def of_launches(row: Row) -> bool:
-    """Whether a time is of several launches: one launch's differs from it by more than noise."""
-    return row.kind == "timed" and row.launches > 1
-
-
 def errand(run: Run) -> tuple[str, str]:
     """Where a run was made and by which command: one of another command lacks what it never had."""
     return run.machine_class, str(run.header.get("command"))
 
 
-def versions(run: Run, row: Row) -> list[str]:
+def versions(run: Run, row: Row) -> tuple[str, ...]:
     """The versions that a row's numbers depend on; "" for one that the run doesn't say."""
     said = run.header["machine"]
-    return [str(said.get(name, "")) for need in NEEDS if need.are(row) for name in need.same]
+    return tuple(str(said.get(name, "")) for need in NEEDS if need.are(row) for name in need.same)

@@ -56,6 +56,16 @@ class Row:
     launches: int = 1
 
 
+def metric_of(row: Row) -> str:
+    """A row's metric, and whether it is of several launches, which one launch can't stand for."""
+    return f"{row.metric} (launches)" if of_launches(row) else row.metric
+
+
+def of_launches(row: Row) -> bool:
+    """Whether a time is of several launches: one launch's differs from it by more than noise."""
+    return row.kind == "timed" and row.launches > 1
+
+
 def require_place(out: Path | None) -> None:
     """See that a result can be written before it is measured; the folder is made.
 

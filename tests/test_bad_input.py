@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torchrl.modules.distributions as rl
+from torch import nn
 from torch.distributions import Distribution
 
 from klppo_compile import KLPENPPOLoss, compile_loss
@@ -210,6 +211,16 @@ def test_an_action_that_is_not_finite_shows(name, value):
     assert KLPENPPOLoss(actor, critic)(data)["nonfinite"] == 1
 
 
+class Differentiating(nn.Module):
+    """Passes on its input, after a gradient and a break of the graph inside."""
+
+    def forward(self, x):
+        y = x.detach().requires_grad_()
+        torch.autograd.grad((y * y).sum(), y)
+        torch._dynamo.graph_break()
+        return x
+
+
 class Named(KLPENPPOLoss):
     """A loss with a constructor of its own."""
 
@@ -244,6 +255,35 @@ def test_compiled_code_says_what_eager_code_does(change, error, words):
     assert found.value.__context__ is None
     assert loss.beta == 1.0
     assert compiled(good)["loss_objective"].isfinite()
+
+
+def test_a_compiled_call_that_is_refused_leaves_no_trace():
+    """Neither of the call that finds out why: a network that counts, and one that draws."""
+    actor, critic, data = problem(CATEGORICAL)
+    counting = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(), *actor.module[0].module)
+    actor.module[0].module = counting
+    loss = KLPENPPOLoss(actor, critic)
+    compiled = compile_loss(loss, backend="eager")
+    data["value_target"] = torch.randn(8)
+    state, before = torch.get_rng_state(), [x.clone() for x in loss.buffers()]
+    with pytest.raises(ValueError, match="'value_target' must have"):
+        compiled(data)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(map(torch.equal, before, loss.buffers()))
+
+
+def test_what_eager_code_takes_keeps_dynamos_error():
+    actor, critic, data = problem(CATEGORICAL)
+    actor.module[0].module.append(Differentiating())
+    loss = KLPENPPOLoss(actor, critic)
+    assert loss(data)["loss_objective"].isfinite()
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException):
+        compile_loss(loss, backend="eager")(data)
+
+
+def test_quadrature_is_none_of_a_mixtures_business():
+    actor, critic, data = problem("mixture")
+    assert KLPENPPOLoss(actor, critic, entropy_method="quadrature")(data)["entropy"].isfinite()
 
 
 def test_quadrature_that_can_not_be_is_refused():

@@ -289,8 +289,11 @@ def test_what_would_not_run_is_refused():
     with pytest.raises(ValueError, match="this Louder has a forward of its own"):
         compile_loss(Louder(actor, critic))
     loss = KLPENPPOLoss(actor, critic)
-    handle = loss.register_forward_hook(print)
-    with pytest.raises(ValueError, match="has hooks"):
-        compile_loss(loss)
-    handle.remove()
+    for register in (loss.register_forward_hook, loss.register_full_backward_hook):
+        handle = register(print)
+        with pytest.raises(ValueError, match="has hooks"):
+            compile_loss(loss)
+        handle.remove()
     compile_loss(loss)
+    with pytest.raises(TypeError, match="takes a KLPENPPOLoss; got a OptimizedModule"):
+        compile_loss(torch.compile(loss))

@@ -227,6 +227,14 @@ def test_what_one_side_lacks_is_named():
     found = compare_documents(whole, document(KERNELS))
     assert [finding.metric for finding in found.findings] == ["kernels"]
     assert found.notes == [f"only in full: {WORKLOAD} ({OURS}, counted)."]
+    # Without suites, as bench ab writes, what is gone can't be told; nothing in common is no pass.
+    both = document(KERNELS, replace(COUNTED, provider=OURS), suite=None)
+    found = compare_documents(both, document(KERNELS, suite=None))
+    assert exit_code(found.findings) is ExitCode.CANNOT
+    for suite in (None, "quick", "full"):
+        other = document(replace(COUNTED, provider=OURS), suite=suite)
+        with pytest.raises(BadInputError, match="no metric of a workload and provider in common"):
+            compare_documents(document(KERNELS), other)
     found = compare_documents(document(KERNELS, COUNTED, suite="full"), document(KERNELS))
     assert exit_code(found.findings) is ExitCode.GOOD
     assert "ours eager" in found.notes[0]

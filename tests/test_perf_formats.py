@@ -299,6 +299,18 @@ def test_otava_gets_no_column_of_two_versions(tmp_path):
         converted(written(tmp_path, *((head, [("m", 1.0)]) for head in heads)), "otava-csv")
 
 
+def test_histories_keep_one_launch_and_several_apart(tmp_path):
+    rows = [
+        Row("w", "p", "m", "x", x, x, x, 9, "higher", "timed", n) for x, n in ((2.0, 1), (3.0, 5))
+    ]
+    runs = written(tmp_path, ({}, rows[:1]), ({}, rows[1:]))
+    assert (
+        converted(runs, "otava-csv")[0][""].splitlines()[0] == "time,commit,w_p_m,w_p_m_launches_"
+    )
+    benchmarks = json.loads(converted(runs, "asv")[0]["benchmarks.json"])
+    assert benchmarks.keys() == {"w.p.m", "w.p.m_launches", "version"}
+
+
 def test_what_the_machine_says_becomes_labels(tmp_path):
     odd = {"1key": "a", "a-b": "b", "": "c"}
     runs = written(tmp_path, ({"machine": MACHINE | odd}, [("m", 1.0)]))

@@ -226,16 +226,38 @@ def test_several_launches_begin_another_series_than_one(tmp_path):
     assert [one.ended, several.ended] == [True, False]
 
 
-@pytest.mark.parametrize(("bases", "changes"), [(["a", "a"], 1), (["a", "b"], 0)])
+def test_a_version_that_was_not_said_before_continues_the_series(tmp_path):
+    for number, compiler in enumerate([None, None, "g++ 12", None, "g++ 12", "g++ 14"]):
+        row = Row("w", "p", "m", "x", 5.0, 4.0, 6.0, 9, "higher", "timed")
+        head = header(number, MACHINE | ({"compiler": compiler} if compiler else {}))
+        write_document(tmp_path / f"{number}.json", head, [row])
+    old, new = series_of(read_history(tmp_path))
+    assert [len(old.runs), len(new.runs)] == [5, 1]
+    assert [old.ended, new.ended] == [True, False]
+
+
+@pytest.mark.parametrize(("bases", "changes"), [(["a", "a"], 1), ([None, "a"], 1), (["a", "b"], 0)])
 def test_a_time_over_another_base_is_no_change(tmp_path, bases, changes):
     for number in range(16):
         value = 1.2 if number < 8 else 1.0
         row = Row("w", "ours compiled", "m", "x", value, value, value, 9, "lower", "timed", 9)
-        head = header(number) | {"base": bases[number // 8]}
+        base = bases[number // 8]
+        head = header(number) | ({"base": base} if base else {})
         write_document(tmp_path / f"{number:02}.json", head, [row])
     (series,) = series_of(read_history(tmp_path))
     assert len(series.changes) == changes
     assert series.state == ("better" if changes else "same")
+
+
+def test_a_change_since_the_base_moved_is_one(tmp_path):
+    for number in range(24):
+        value = 1.0 if 8 <= number < 16 else 1.2
+        row = Row("w", "ours compiled", "m", "x", value, value, value, 9, "lower", "timed", 9)
+        head = header(number) | {"base": "a" if number < 8 else "b"}
+        write_document(tmp_path / f"{number:02}.json", head, [row])
+    (series,) = series_of(read_history(tmp_path))
+    assert [point.index for point in series.changes] == [16]
+    assert series.state == "worse"
 
 
 def test_a_peer_is_not_judged(tmp_path):

@@ -29,6 +29,13 @@ class Annealed(Categorical):
         super().__init__(logits=logits / self.temperature)
 
 
+class Namesake(Categorical):
+    pass
+
+
+Namesake.__name__ = "Categorical"
+
+
 class Annealer:
     temperature = 1.0
 
@@ -76,6 +83,9 @@ def with_a_cell(temperature):
         (lambda logits: Categorical(None, logits), LOGITS),
         (lambda logits: Bernoulli(logits=logits), LOGITS),
         (partial(Normal, validate_args=False), LOC),
+        (lambda loc, scale: Independent(Normal(loc, scale), 3), LOC),
+        (lambda logits: Independent(Categorical(logits=logits), 2), LOGITS),
+        (lambda logits: rl.OneHotCategorical(logits=logits), LOGITS),
     ],
 )
 def test_what_passes_its_parameters_on_is_not_called_again(kind, names):
@@ -176,6 +186,7 @@ def test_a_partial_of_a_class_is_as_good_as_the_class_and_its_constants():
     one, other = (reading(given) for reading in readings)
     assert (one.centre, one.half_width) == (other.centre, other.half_width) == (0.5, 2.5)
     assert direct_reading(partial(rl.TanhNormal, low=torch.zeros(())), {}, LOC) is None
+    assert direct_reading(partial(Namesake, validate_args=False), {}, LOGITS) is not None
 
 
 def test_the_volume_of_an_action_of_sixteen_bits_is_computed_in_float32():
