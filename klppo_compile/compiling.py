@@ -9,6 +9,7 @@ import torch
 from tensordict import MemoryMappedTensor, TensorDictBase
 from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+from torch.nn.parameter import is_lazy
 
 from klppo_compile.loss import KLPENPPOLoss
 
@@ -134,9 +135,9 @@ def _refuse_more_than_the_loss(loss: KLPENPPOLoss) -> None:
 def _say_what_eager_code_says(loss: KLPENPPOLoss, tensordict: TensorDictBase, beta: Tensor) -> None:
     """Call the loss for the error that it has for these data, which Dynamo's hides.
 
-    No trace is left: beta rests, and the random state and what networks count are put back.
+    Beta rests, and the random state and the buffers that networks write in place are put back.
     """
-    before = [(x, x.clone()) for x in loss.buffers()]
+    before = [(x, x.clone()) for x in loss.buffers() if not is_lazy(x)]
     devices = [beta.device] if beta.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices):

@@ -4,7 +4,7 @@ So it is seen whether it passes its parameters on untouched, and need not be cal
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dis import get_instructions
 from functools import partial
 from inspect import getclosurevars
@@ -40,10 +40,21 @@ class Untouched:
     centre: float
     half_width: float
     safe: bool
+    fewest_dims: int = 0
 
     def __call__(self, given: Mapping[str, Any]) -> Described:
-        """The head of these parameters."""
+        """The head of these parameters.
+
+        Raises:
+            ValueError: they have fewer dimensions than the callable was seen to take.
+        """
         parameters = torch.broadcast_tensors(*[given[s] for s in self.sources])
+        if parameters[0].ndim < self.fewest_dims:
+            raise ValueError(
+                f"The actor's distribution takes parameters of {self.fewest_dims} dimensions or "
+                f"more; got {self.sources[0]!r} of shape {list(parameters[0].shape)}. Check its "
+                "event dimensions."
+            )
         return Described(
             FAMILIES[self.family],
             tuple(parameters),
@@ -66,16 +77,21 @@ def untouched(kind: Any, names: tuple[str, ...]) -> Untouched | None:
     if not depends_on_arguments_alone(kind):
         return None
     seen: list[Untouched | None] = []
-    # One action is all of the mass, whatever its logit: torchrl drops the dimension.
-    for shape in PROBE_SHAPES[:-1] if names == ("logits",) else PROBE_SHAPES:
+    dims = []
+    for shape in PROBE_SHAPES:
         probe = _probe(names, shape)
         try:
             found = describe(kind(**probe))
         except Exception:  # noqa: BLE001, S112 - whatever a foreign callable raises: it has no such shape
             continue
+        if shape[-1] == 1 and found is not None and isinstance(found.family, Softmax):
+            continue  # one action is all of the mass whatever its logit, and torchrl drops it
         seen.append(_in_terms_of_probe(found, probe))
-    alike = all(x is not None and vars(x) == vars(seen[0]) for x in seen)
-    return seen[0] if alike and len(seen) > 1 else None
+        dims.append(len(shape))
+    first = seen[0] if len(seen) > 1 else None
+    if first is None or not all(x is not None and vars(x) == vars(first) for x in seen):
+        return None
+    return replace(first, fewest_dims=0 if 2 in dims else min(dims))
 
 
 def _in_terms_of_probe(found: Described | None, probe: dict[str, Tensor]) -> Untouched | None:
@@ -120,8 +136,9 @@ def _probe(names: tuple[str, ...], shape: tuple[int, ...]) -> dict[str, Tensor]:
     probe = {name: torch.rand(shape, **options) * 0.8 + 0.1 for name in names}
     if names == ("logits",):
         wide = torch.randn(shape, **options)
-        flat = wide.view(-1, shape[-1])
-        flat[0, 0], flat[-1, 1], flat[1, 2], flat[2, 3] = 1e3, -1e3, 40.0, -torch.inf
+        if shape[-1] > 1:
+            flat = wide.view(-1, shape[-1])
+            flat[0, 0], flat[-1, 1], flat[1, 2], flat[2, 3] = 1e3, -1e3, 40.0, -torch.inf
         probe["logits"] = wide
     return probe
 

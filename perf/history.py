@@ -22,7 +22,7 @@ from klppo_compile.perf.change_points import LEAST_STEP, ChangePoint, change_poi
 from klppo_compile.perf.comparing import PEERS
 from klppo_compile.perf.comparing_documents import NEEDS
 from klppo_compile.perf.machine import machine_class
-from klppo_compile.perf.rows import Row, metric_of, read_document
+from klppo_compile.perf.rows import Row, metric_of, of_launches, read_document
 
 # A commit becomes part of names of files, addresses and other tools' keys.
 COMMIT = re.compile(r"[\w.-]+", re.ASCII)
@@ -57,8 +57,8 @@ class Series:
         machine_class: of all its runs.
         runs, rows: the runs that have the metric, and what each measured.
         decisions: the exact changes for the worse that were accepted, of any series.
-        ended: whether a later run of the same command no longer measures it, or one of the same
-            tool measures it otherwise.
+        ended: whether a later run of the same command no longer measures it so, or, of what one
+            launch said, one of the same tool by several launches.
     """
 
     machine_class: str
@@ -97,8 +97,8 @@ class Series:
     @property
     def since_base(self) -> int:
         """The first run from which on every time was taken over that of one base; 0 without one."""
-        bases = [str(run.header.get("base", "")) for run in self.runs]
-        moved = [i for i, (a, b) in enumerate(pairwise(bases), 1) if a and b and a != b]
+        bases = [(i, base) for i, run in enumerate(self.runs) if (base := run.header.get("base"))]
+        moved = [i for (_, a), (i, b) in pairwise(bases) if a != b]
         return moved[-1] if moved and self.latest.kind == "timed" else 0
 
     def decision(self, point: ChangePoint) -> Accepted | None:
@@ -239,12 +239,13 @@ def series_of(runs: Iterable[Run], decisions: Iterable[Accepted] = ()) -> list[S
     decided = tuple(decisions)
     open_: dict[tuple[str, ...], list[Points]] = {}
     newest: dict[tuple[str, str], Run] = {}
-    last: dict[tuple[str, ...], Run] = {}
+    launched: dict[tuple[str, ...], Run] = {}
     for run in runs:
         if not run.header.get("left out"):
             newest[errand(run)] = run
         for row in run.rows:
-            last[told_by(run, row)] = run
+            if of_launches(row):
+                launched[told_by(run, row)] = run
             names = (run.machine_class, row.workload, row.provider, metric_of(row))
             add(open_.setdefault((*names, row.unit, row.kind), []), run, row)
     found = [points for many in open_.values() for points in many]
@@ -254,8 +255,11 @@ def series_of(runs: Iterable[Run], decisions: Iterable[Accepted] = ()) -> list[S
             tuple(its.runs),
             tuple(its.rows),
             decided,
-            ended=is_behind(its.runs[-1], newest)
-            or last[told_by(its.runs[-1], its.rows[-1])] is not its.runs[-1],
+            ended=is_behind(its.runs[-1], newest.get(errand(its.runs[-1])))
+            or (
+                not of_launches(its.rows[-1])
+                and is_behind(its.runs[-1], launched.get(told_by(its.runs[-1], its.rows[-1])))
+            ),
         )
         for its in found
     ]
@@ -271,7 +275,7 @@ class Points:
 
 
 def add(series: list[Points], run: Run, row: Row) -> None:
-    """Add a point to the newest of these series whose versions are the run's, or begin one.
+    """Add a point to the series, last in use, whose versions are the run's, or begin one.
 
     A version that one of the two doesn't say is as in the other.
     """
@@ -280,10 +284,11 @@ def add(series: list[Points], run: Run, row: Row) -> None:
         pairs = list(zip(its.versions, said, strict=True))
         if all(a == b or not (a and b) for a, b in pairs):
             its.versions = tuple(a or b for a, b in pairs)
+            series.remove(its)
             break
     else:
         its = Points(said)
-        series.append(its)
+    series.append(its)
     its.runs.append(run)
     its.rows.append(row)
 
@@ -294,9 +299,8 @@ def told_by(run: Run, row: Row) -> tuple[str, ...]:
     return run.machine_class, row.workload, row.provider, row.metric, tool
 
 
-def is_behind(run: Run, newest: dict[tuple[str, str], Run]) -> bool:
-    """Whether a later run on the same errand, that left nothing out, had the last word."""
-    last = newest.get(errand(run))
+def is_behind(run: Run, last: Run | None) -> bool:
+    """Whether another run had the last word."""
     return last is not None and last.date.timestamp() > run.date.timestamp()
 
 

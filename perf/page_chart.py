@@ -19,10 +19,11 @@ def chart(series: Series, index: dict[Run, int]) -> dict[str, Any]:
     `r` are the indices of its runs among the section's, `v`, `l` and `h` its values and their
     intervals, `c` the change points as first run, level before and after, text and which of
     `VERDICTS`, `y` the level where there is no change point, `n` half of the noise band as a
-    fraction, 0 where runs are too few for one, `e` whether it has ended.
+    fraction, 0 where runs are too few for one, `e` whether it has ended, `s` the first point that
+    has a level.
     """
-    values = series.values
-    residuals = values if not series.changes else detrended(series)
+    values, start = series.values, series.since_base
+    residuals = (values if not series.changes else detrended(series))[start:]
     digits = 5 if series.latest.kind == "timed" else 9  # a count is told whole
     return {
         "m": series.metric,
@@ -41,9 +42,10 @@ def chart(series: Series, index: dict[Run, int]) -> dict[str, Any]:
             ]
             for point in series.changes
         ],
-        "y": short(median(values), digits),
-        "n": short(BAND * relative_noise(residuals), 2) if len(values) >= BAND_RUNS else 0.0,
+        "y": short(median(values[start:]), digits),
+        "n": short(BAND * relative_noise(residuals), 2) if len(residuals) >= BAND_RUNS else 0.0,
         "e": int(series.ended),
+        "s": start,
     }
 
 

@@ -272,6 +272,14 @@ def test_a_compiled_call_that_is_refused_leaves_no_trace():
     assert all(map(torch.equal, before, loss.buffers()))
 
 
+def test_a_network_that_is_lazy_hides_no_error():
+    actor, critic, data = problem(CATEGORICAL)
+    actor.module[0].module.insert(0, nn.LazyBatchNorm1d())
+    data["action_log_prob"] = data["action_log_prob"][:, None]
+    with pytest.raises(ValueError, match="'action_log_prob' must have"):
+        compile_loss(KLPENPPOLoss(actor, critic, functional=False), backend="eager")(data)
+
+
 def test_what_eager_code_takes_keeps_dynamos_error():
     actor, critic, data = problem(CATEGORICAL)
     actor.module[0].module.append(Differentiating())

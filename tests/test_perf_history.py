@@ -10,6 +10,7 @@ from klppo_compile.exit_codes import BadInputError
 from klppo_compile.perf.accepting import Accepted
 from klppo_compile.perf.change_points import change_points, relative_noise
 from klppo_compile.perf.history import read_history, series_of
+from klppo_compile.perf.page_chart import chart
 from klppo_compile.perf.rows import Row, write_document
 from tests.perf_history_cases import MACHINE, header, rows, write_history
 
@@ -236,6 +237,22 @@ def test_a_version_that_was_not_said_before_continues_the_series(tmp_path):
     assert [old.ended, new.ended] == [True, False]
 
 
+def test_a_version_that_is_not_said_is_the_one_before(tmp_path):
+    for number, compiler in enumerate(["g++ 12", "g++ 14", "g++ 12", None]):
+        row = Row("w", "p", "m", "x", 5.0, 4.0, 6.0, 9, "higher", "timed")
+        head = header(number, MACHINE | ({"compiler": compiler} if compiler else {}))
+        write_document(tmp_path / f"{number}.json", head, [row])
+    assert sorted(len(one.runs) for one in series_of(read_history(tmp_path))) == [1, 3]
+
+
+def test_one_launch_ends_no_series_of_several(tmp_path):
+    for number, launches in enumerate([5, 5, 1]):
+        row = Row("w", "p", "m", "x", 5.0, 4.0, 6.0, 9, "higher", "timed", launches)
+        options = {"command": f"klppo bench run --launches {launches}"}
+        write_document(tmp_path / f"{number}.json", header(number) | options, [row])
+    assert [one.ended for one in series_of(read_history(tmp_path))] == [False, False]
+
+
 @pytest.mark.parametrize(("bases", "changes"), [(["a", "a"], 1), ([None, "a"], 1), (["a", "b"], 0)])
 def test_a_time_over_another_base_is_no_change(tmp_path, bases, changes):
     for number in range(16):
@@ -253,11 +270,14 @@ def test_a_change_since_the_base_moved_is_one(tmp_path):
     for number in range(24):
         value = 1.0 if 8 <= number < 16 else 1.2
         row = Row("w", "ours compiled", "m", "x", value, value, value, 9, "lower", "timed", 9)
-        head = header(number) | {"base": "a" if number < 8 else "b"}
+        base = "a" if number < 8 else "b"
+        head = header(number) | ({"base": base} if number != 8 else {})
         write_document(tmp_path / f"{number:02}.json", head, [row])
     (series,) = series_of(read_history(tmp_path))
-    assert [point.index for point in series.changes] == [16]
+    assert (series.since_base, [point.index for point in series.changes]) == (9, [16])
     assert series.state == "worse"
+    drawn = chart(series, dict(zip(series.runs, range(24), strict=True)))
+    assert (drawn["s"], drawn["c"][0][:3], drawn["n"]) == (9, [16, 1.0, 1.2], 0)
 
 
 def test_a_peer_is_not_judged(tmp_path):

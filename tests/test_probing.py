@@ -22,6 +22,12 @@ class EventNormal(Independent):
         super().__init__(Normal(loc, scale), 1)
 
 
+def by_width(logits):
+    if logits.shape[-1] == 1:
+        return Bernoulli(logits=logits.squeeze(-1))
+    return Categorical(logits=logits)
+
+
 class Annealed(Categorical):
     temperature = 1.0
 
@@ -115,6 +121,7 @@ def test_what_passes_its_parameters_on_is_not_called_again(kind, names):
         (lambda logits: Categorical(logits=logits[..., :6]), LOGITS),
         (lambda logits: Categorical(logits=logits[:, :6]), LOGITS),
         (lambda logits: Categorical(logits=logits.squeeze(-2)), LOGITS),
+        (by_width, LOGITS),
         (lambda loc, scale: Normal(loc.squeeze(-1), scale.squeeze(-1)), LOC),
         (lambda loc, scale: Independent(Normal(loc, scale), loc.ndim - 1), LOC),
     ],
@@ -174,6 +181,19 @@ def test_a_callable_that_raises_is_built_every_time():
         raise RuntimeError("no")
 
     assert untouched(fails, LOGITS) is None
+
+
+def test_a_shape_that_a_callable_does_not_take_is_refused():
+    reading = untouched(lambda loc, scale: Independent(Normal(loc, scale), 3), LOC)
+    with pytest.raises(ValueError, match="parameters of 3 dimensions or more"):
+        reading({name: torch.ones(16, 3) for name in LOC})
+
+
+def test_one_shape_alone_tells_nothing():
+    def pairs(loc, scale):
+        return Independent(Normal(loc.reshape(7, 4099), scale), 1)
+
+    assert untouched(pairs, LOC) is None
 
 
 def test_a_partial_of_a_class_is_as_good_as_the_class_and_its_constants():

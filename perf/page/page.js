@@ -7,19 +7,19 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 const drawn = new Map();
 const read = (x) => (Math.abs(x) >= 1000 ? Math.round(x).toLocaleString("en") : `${x}`);
 
-// A colour of the theme, resolved for a canvas.
+// A colour of the theme, for a canvas.
 function colour(name) {
   form.style.outlineColor = `var(--${name})`;
   return getComputedStyle(form).outlineColor;
 }
 
-// A line at each change point, named by its commit.
+// A line at each change point, and its commit.
 const marks = ({ r, c }, runs) => ({ ctx, bbox, valToPos }) => {
   const px = devicePixelRatio;
-  c.forEach(([i, , , change, verdict], n) => {
+  c.forEach(([i, , , change, kind], n) => {
     const x = valToPos(i, "x", true);
     const left = x > bbox.width / 2;
-    ctx.fillStyle = colour(["better", "worse", "quiet"][verdict]);
+    ctx.fillStyle = colour(["better", "worse", "quiet"][kind]);
     ctx.textAlign = left ? "right" : "left";
     ctx.fillRect(x - px / 2, bbox.top, px, bbox.height);
     ctx.fillText(`${change} ${runs[r[i]].n}`, x + (left ? -4 : 4) * px, bbox.top + (11 + (n % 3) * 13) * px);
@@ -38,10 +38,10 @@ const dataOf = (it) => sections[it.closest("section").dataset.section];
 function draw(card, which) {
   const { runs, cards } = dataOf(card);
   const chart = cards[card.dataset.card][which];
-  const { r, v, c, n, y } = chart;
+  const { r, v, c, n, y, s } = chart;
   const [place, tip] = find(".chart, .tip", card);
   let now = c[0]?.[1] ?? y;
-  const level = v.map((_, i) => (now = c.find(([at]) => at === i)?.[2] ?? now));
+  const level = v.map((_, i) => (now = c.find(([at]) => at === i)?.[2] ?? now, i < s ? null : now));
   const axis = { stroke: colour("quiet"), grid: { stroke: colour("edge"), width: 1 } };
   const line = { points: { show: false }, paths: uPlot.paths.stepped({ align: 1 }) };
   const blue = colour("line");
@@ -68,13 +68,13 @@ function draw(card, which) {
       draw: [marks(chart, runs)],
       setCursor: [({ cursor: { idx } }) => idx != null && tell(tip, chart, runs, idx)],
     },
-  }, [[...v.keys()], ...[n, -n].map((k) => level.map((x) => x + Math.abs(x) * k)), level, v], place);
+  }, [[...v.keys()], ...[n, -n].map((k) => level.map((x) => x && x + Math.abs(x) * k)), level, v], place);
   drawn.set(card, { plot, which });
   tell(tip, chart, runs, v.length - 1);
   find("button", card).forEach((it, i) => it.ariaPressed = i === which);
 }
 
-// Cards in sight that have no chart, or an outdated one.
+// Cards in sight with no chart, or an old one.
 function drawAll(again) {
   for (const card of find(".card")) {
     const its = drawn.get(card);
