@@ -115,7 +115,7 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
 
 
 def _refuse_more_than_the_loss(loss: KLPENPPOLoss) -> None:
-    """Raise ValueError where a call of the loss does more than `KLPENPPOLoss.forward`."""
+    """Raise where a call does more than `KLPENPPOLoss.forward`, or is of something else."""
     if not isinstance(loss, KLPENPPOLoss):
         raise TypeError(
             f"compile_loss takes a KLPENPPOLoss; got a {type(loss).__name__}. Compile what is none "
@@ -130,6 +130,10 @@ def _refuse_more_than_the_loss(loss: KLPENPPOLoss) -> None:
             f"{more}, which would not run. Use torch.compile(loss, fullgraph=True), or take them "
             "out and do their work where the loss is called."
         )
+
+
+def _own_forward(loss: KLPENPPOLoss) -> bool:
+    return "forward" in vars(loss) or type(loss).forward is not KLPENPPOLoss.forward
 
 
 def _say_what_eager_code_says(loss: KLPENPPOLoss, tensordict: TensorDictBase, beta: Tensor) -> None:
@@ -147,10 +151,6 @@ def _say_what_eager_code_says(loss: KLPENPPOLoss, tensordict: TensorDictBase, be
             for x, value in before:
                 if not torch.equal(x, value):  # what was saved of it for a backward stays valid
                     x.copy_(value)
-
-
-def _own_forward(loss: KLPENPPOLoss) -> bool:
-    return "forward" in vars(loss) or type(loss).forward is not KLPENPPOLoss.forward
 
 
 def _options(loss: KLPENPPOLoss, cudagraphs: bool, inductor: bool) -> dict[str, Any]:

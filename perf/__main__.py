@@ -8,7 +8,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from klppo_compile.cli import run
 from klppo_compile.exit_codes import BadInputError, ExitCode, FailedError, MissingRequirementError
@@ -175,9 +174,10 @@ def gpu(
 def inductor(chips: tuple[str, ...], heads: tuple[str, ...], rows: int, out: Path | None) -> None:
     """Read Inductor's kernels for the torch text beside ours, without a GPU."""
     require("triton", NEEDS_TRITON)
+    from klppo_compile.commands.plain import plain
     from klppo_compile.perf.inductor import show
 
-    show(chips, heads, rows, out, Console())
+    show(chips, heads, rows, out, plain())
 
 
 def main(arguments: list[str] | None = None) -> int:

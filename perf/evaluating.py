@@ -19,10 +19,10 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 from tensordict import TensorDict
 
+from klppo_compile.commands.plain import plain
 from klppo_compile.compiling import compile_loss
 from klppo_compile.exit_codes import FailedError, MissingRequirementError
 from klppo_compile.perf.compiler import require_compiler
@@ -265,7 +265,7 @@ def command(family: str, rows: int, out: Path | None) -> None:
     require_place(out)
     require_compiler()
     torch.set_num_threads(1)
-    console, found = Console(), []
+    console, found = plain(), []
     for name in WIDTHS if family == "all" else (family,):
         for batch in BATCHES:
             torch.compiler.reset()
@@ -279,4 +279,4 @@ def command(family: str, rows: int, out: Path | None) -> None:
     if out is not None:
         header = run_header(f"python -m klppo_compile.perf onnx --family {family} --rows {rows}")
         path = write_result(out, header, found, "-onnx")
-        console.print(f"rows written to {path}", soft_wrap=True, markup=False)
+        console.print(f"rows written to {path}", soft_wrap=True)

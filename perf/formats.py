@@ -32,7 +32,8 @@ from klppo_compile.perf.formats_asv import asv
 from klppo_compile.perf.formats_names import keep_apart
 from klppo_compile.perf.formats_openmetrics import openmetrics
 from klppo_compile.perf.formats_pytest import pytest_benchmark, seconds
-from klppo_compile.perf.history import Run, series_of
+from klppo_compile.perf.history import Run
+from klppo_compile.perf.history_series import series_of
 from klppo_compile.perf.rows import Row
 
 Documents = dict[str, str]

@@ -115,7 +115,7 @@ def show(
         described = {"cpu": "code for", "cores": 0, "isa": "-".join(chips)}
         head["machine"] |= described
         path = write_result(out, head, rows)
-        console.print(f"rows written to {path}", soft_wrap=True, markup=False)
+        console.print(f"rows written to {path}", soft_wrap=True)
 
 
 def case_of(head: str, batch: int) -> "report.Case":

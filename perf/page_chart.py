@@ -4,7 +4,8 @@ from statistics import median
 from typing import Any
 
 from klppo_compile.perf.change_points import relative_noise
-from klppo_compile.perf.history import Run, Series
+from klppo_compile.perf.history import Run
+from klppo_compile.perf.history_series import Series
 from klppo_compile.perf.page_words import percent
 
 # Half of the band in which 99 % of the runs at one level lie, in standard deviations: of normal

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from klppo_compile.perf.history import Run, Series
+from klppo_compile.perf.history import Run
+from klppo_compile.perf.history_series import Series
 from klppo_compile.perf.page_words import Commit
 
 

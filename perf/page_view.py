@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from klppo_compile.perf.accepting import Accepted
 from klppo_compile.perf.change_points import ChangePoint
-from klppo_compile.perf.history import Run, Series, series_of
+from klppo_compile.perf.history import Run
+from klppo_compile.perf.history_series import Series, series_of
 from klppo_compile.perf.measure import AGAIN
 from klppo_compile.perf.page_chart import chart
 from klppo_compile.perf.page_records import Card, Cell, Event, ExactRow, Move, Section

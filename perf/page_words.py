@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from klppo_compile.perf.change_points import ChangePoint
-from klppo_compile.perf.history import Run, Series
+from klppo_compile.perf.history import Run
+from klppo_compile.perf.history_series import Series
 
 
 @dataclass(frozen=True)

@@ -319,9 +319,11 @@ class Dropped(torch.autograd.Function):
 
 
 def test_a_loss_that_gets_no_gradient_has_none():
-    batch, _ = problem()
+    batch, (loc, scale, value) = problem()
     out = klpen_ppo_loss(batch, 1.0)
     Dropped.apply(out.loss_objective, out.loss_critic).backward()
+    assert value.grad is None
+    assert all((x.grad != 0).any() for x in (loc, scale))
 
 
 def test_the_gradient_of_l1_keeps_the_digits_of_its_factors():
