@@ -174,10 +174,9 @@ def gpu(
 def inductor(chips: tuple[str, ...], heads: tuple[str, ...], rows: int, out: Path | None) -> None:
     """Read Inductor's kernels for the torch text beside ours, without a GPU."""
     require("triton", NEEDS_TRITON)
-    from klppo_compile.commands.plain import plain
     from klppo_compile.perf.inductor import show
 
-    show(chips, heads, rows, out, plain())
+    show(chips, heads, rows, out)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from rich.table import Table
 
+from klppo_compile.commands.plain import add_columns
 from klppo_compile.perf.comparing import BY_TYPE
 from klppo_compile.perf.findings import Finding, Verdict
 from klppo_compile.perf.rows import Row
-from klppo_compile.perf.table import add_columns, table_of
+from klppo_compile.perf.table import table_of
 from klppo_compile.perf.workloads import WORKLOADS
 
 SEVERITY = (

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from tensordict import TensorDict
 
-from klppo_compile.commands.plain import plain
+from klppo_compile.commands.plain import add_columns, plain
 from klppo_compile.compiling import compile_loss
 from klppo_compile.exit_codes import FailedError, MissingRequirementError
 from klppo_compile.perf.compiler import require_compiler
@@ -219,10 +219,9 @@ def rows_of(name: str, rows: int, times: Mapping[str, list[float]]) -> list[Row]
 def table_of(name: str, rows: list[Row]) -> Table:
     """One line per contender."""
     table = Table(title=f"{name}: forward, no gradients, one thread", title_justify="left")
-    table.add_column("")
     metrics = list(dict.fromkeys(row.metric for row in rows))
-    for metric in metrics:
-        table.add_column(metric, justify="right")
+    add_columns(table, "")
+    add_columns(table, *metrics, justify="right")
     for provider in dict.fromkeys(row.provider for row in rows):
         mine = {row.metric: row for row in rows if row.provider == provider}
         table.add_row(provider, *[_cell(mine[metric]) for metric in metrics])
@@ -234,7 +233,7 @@ def _cell(row: Row) -> str:
         return f"{row.value:,.0f} us" if row.unit == "us" else f"{row.value:.2f} {row.unit}"
     if row.samples < ENOUGH:
         return f"{row.value:.2f}x"
-    return f"{row.value:.2f}x [{row.low:.2f}, {row.high:.2f}]".replace("[", r"\[")
+    return f"{row.value:.2f}x [{row.low:.2f}, {row.high:.2f}]"
 
 
 @click.command("onnx")

@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from klppo_compile.commands.plain import plain
 from klppo_compile.exit_codes import BadInputError, CannotError, ExitCode, MissingRequirementError
 from klppo_compile.perf import gpu_targets
 from klppo_compile.perf.comparing_documents import open_document
@@ -88,7 +89,6 @@ def run_gpu_suite(
     interpret: bool = False,
     tests: bool = True,
     checkout: Path | None = None,
-    console: Console | None = None,
 ) -> ExitCode:
     """Test, measure, print the targets.
 
@@ -99,7 +99,6 @@ def run_gpu_suite(
         interpret: run tiny sizes on the CPU in Triton's interpreter, to try the suite out.
         tests: whether the kernel tests run first.
         checkout: the folder that holds them, where that isn't this file's own.
-        console: to print on.
 
     Returns:
         GOOD even where a target is missed, which the table says; FAILED where our kernels raised
@@ -108,7 +107,7 @@ def run_gpu_suite(
     Raises:
         RefusalError: no device, a red kernel test, a file of another run.
     """
-    console, began = console or Console(), time.monotonic()
+    console, began = plain(), time.monotonic()
     if not interpret and not torch.cuda.is_available():
         raise MissingRequirementError(NO_DEVICE)
     if interpret:
@@ -123,8 +122,8 @@ def run_gpu_suite(
     judged = [] if interpret else record.rows
     console.print(gpu_targets.table_of(gpu_targets.verdicts(judged, jobs(interpret))))
     if interpret:
-        console.print("[bold]Interpreted on the CPU: no speed above means anything.[/]")
-    console.print(f"rows written to {record.path}", soft_wrap=True, markup=False)
+        console.print("Interpreted on the CPU: no speed above means anything.", style="bold")
+    console.print(f"rows written to {record.path}", soft_wrap=True)
     return outcome_of(record)
 
 
@@ -235,7 +234,7 @@ def measure(record: Record, interpret: bool, deadline: float, console: Console) 
                 found = attempt(work, job, record)
                 record.add(found.rows, name, found.refused)
                 told = line(name, found)
-                bar.console.print(told, highlight=False, soft_wrap=True, markup=False)
+                bar.console.print(told, highlight=False, soft_wrap=True)
                 slowest = max(job.contenders, key=took.__getitem__)
                 took[slowest] = max(took[slowest], time.monotonic() - began)
             bar.advance(task)

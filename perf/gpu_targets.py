@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rich.table import Table
+from rich.text import Text
 
+from klppo_compile.commands.plain import add_columns
 from klppo_compile.perf.gpu_cases import INDUCTOR, LARGE, OURS, SMALL, TORCHRL, Job
 from klppo_compile.perf.rows import Row
 
@@ -106,13 +108,12 @@ COLOURS = {"met": "green", "missed": "red", "unmeasured": "yellow"}
 def table_of(found: list[Verdict]) -> Table:
     """The targets, each with its worst workload."""
     table = Table(title="targets", title_justify="left")
-    for heading in ("target", "", "worst", "on", "measured"):
-        table.add_column(heading)
+    add_columns(table, "target", "", "worst", "on", "measured")
     for one in found:
         worst = one.worst
         table.add_row(
             one.target.words,
-            f"[{COLOURS[one.state]}]{one.state}[/]",
+            Text(one.state, style=COLOURS[one.state]),
             f"{worst.value:.3g} {worst.unit}" if worst else "",
             worst.workload if worst else "",
             f"{one.measured} of {one.asked}",

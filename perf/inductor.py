@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from klppo_compile.commands.plain import add_columns, plain
 from klppo_compile.distributions import FAMILIES
 from klppo_compile.exit_codes import BadInputError
 from klppo_compile.perf.gpu_cases import HEADS, INDUCTOR, OURS, TOKENS, VOCABULARIES
@@ -82,9 +82,7 @@ class Totals:
 Found = dict[tuple[str, str], Totals]
 
 
-def show(
-    chips: tuple[str, ...], heads: tuple[str, ...], batch: int, out: Path | None, console: Console
-) -> None:
+def show(chips: tuple[str, ...], heads: tuple[str, ...], batch: int, out: Path | None) -> None:
     """Print the table of every head on every chip, and write the rows if asked to.
 
     Args:
@@ -92,14 +90,13 @@ def show(
         heads: as normal-17, see `case_of`; none for the usual ones.
         batch: rows; of a vocabulary among the usual ones at most the GPU suite's.
         out: a JSON file, or a folder.
-        console: to print on.
 
     Raises:
         RefusalError: another torch, no such head, a place that can't be written.
     """
     require_torch()
     require_place(out)
-    rows: list[Row] = []
+    console, rows = plain(), list[Row]()
     sizes = dict.fromkeys(heads or USUAL, batch)
     sizes |= {} if heads else dict.fromkeys(WORDS, min(batch, TOKENS))
     cases = {f"{head}/heads/{N}": case_of(head, N) for head, N in sizes.items()}
@@ -269,8 +266,8 @@ def table_of(name: str, chip: str, found: Found) -> Table:
     """Both contenders, direction by direction, and the ratios."""
     title = f"{name} on {chip}, per row of the minibatch"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for heading in ("", *FIGURES):
-        table.add_column(heading, justify="right" if heading else "left")
+    add_columns(table, "")
+    add_columns(table, *FIGURES, justify="right")
     for direction in (*DIRECTIONS, BOTH):
         ours, theirs = (of(found, provider, direction) for provider in (OURS, INDUCTOR))
         table.add_row(f"ours, {direction}", *(f"{x:.4g}" for x in astuple(ours)))

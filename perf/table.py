@@ -1,8 +1,8 @@
 """Rows as a table to read: one line per contender, its metrics in columns."""
 
-from rich.console import JustifyMethod
 from rich.table import Table
 
+from klppo_compile.commands.plain import add_columns
 from klppo_compile.perf.measure import AGAIN, ENOUGH
 from klppo_compile.perf.rows import Row
 from klppo_compile.perf.workloads import Workload
@@ -17,15 +17,6 @@ COLUMNS = {
 }
 FEW = f"no ±: fewer than {ENOUGH} samples have a range, which covers less than 99 %"
 ONE = "±: of this launch's calls; the next launch may differ by more (--launches 5)"
-
-
-def add_columns(table: Table, *names: str, justify: JustifyMethod = "left") -> None:
-    """Columns that lose no letter where the page is narrow: a word too long goes on below.
-
-    Two names that are cut may look the same.
-    """
-    for name in names:
-        table.add_column(name, justify=justify, overflow="fold")
 
 
 def table_of(workload: Workload, rows: list[Row]) -> Table:

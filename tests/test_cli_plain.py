@@ -1,19 +1,22 @@
 """What a command prints is text: brackets and colons of names, reasons and paths stay in it."""
 
+import ast
 import json
 from types import SimpleNamespace
 
 import pytest
+from rich.table import Table
 
 from klppo_compile.cli import run
 from klppo_compile.commands import bench_run, inspect, verdict
-from klppo_compile.commands.plain import plain
+from klppo_compile.commands.plain import add_columns, plain
 from klppo_compile.exit_codes import ExitCode
 from klppo_compile.export import machine
-from klppo_compile.perf import ab_run
+from klppo_compile.perf import ab_run, evaluating, gpu_targets
 from klppo_compile.perf.exact import exact_row
 from klppo_compile.perf.rows import Row, write_document
 from klppo_compile.perf.suites import Outcome
+from tests.house import MODULES
 
 MACHINE = {"cpu": "A CPU", "cores": 2, "isa": "AVX2", "torch": "2.13.0"}
 # Rich would take the first two out, stop at the third and draw the last.
@@ -93,3 +96,35 @@ def test_doctor_prints_what_it_finds(monkeypatch, capsys):
     monkeypatch.setattr(machine, "examine", lambda: found)
     assert run(["doctor"]) == ExitCode.GOOD
     assert capsys.readouterr().out.count(ODD) == 2
+
+
+def test_the_tables_of_the_onnx_and_the_gpu_suite_are_text(capsys):
+    speed = Row(ODD, ODD, "speed over PyTorch", "x", 2.0, 1.5, 2.5, 20, "higher")
+    plain(width=400).print(evaluating.table_of(ODD, [speed]))
+    output = capsys.readouterr().out
+    assert output.count(ODD) == 2
+    assert " 2.00x [1.50, 2.50] " in output
+    target = gpu_targets.TARGETS[0]
+    plain(width=400).print(gpu_targets.table_of([gpu_targets.Verdict(target, "met", speed, 1, 1)]))
+    output = capsys.readouterr().out
+    assert ODD in output
+    assert " met " in output
+
+
+def test_no_letter_of_a_table_is_lost_on_a_narrow_page(capsys):
+    table = Table()
+    add_columns(table, "folder", "number", justify="right")
+    table.add_row("InvertedPendulum-v5-seed0-2", "1234567.125")
+    plain(width=20).print(table)
+    lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
+    found = ["".join("".join(cells).split()) for cells in zip(*lines, strict=True)]
+    assert found[1:3] == ["InvertedPendulum-v5-seed0-2", "1234567.125"]
+
+
+def test_every_table_gets_its_columns_from_one_place():
+    for module, path in MODULES.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        others = [call for call in calls if ast.unparse(call.func).endswith(".add_column")]
+        assert not others or module == "klppo_compile.commands.plain", module
+        assert not any(call.args for call in calls if ast.unparse(call.func) == "Table"), module

@@ -5,7 +5,6 @@ import re
 
 import pytest
 import torch
-from rich.console import Console
 
 pytest.importorskip("triton", reason="Triton has no wheel here")
 
@@ -74,7 +73,7 @@ def test_it_runs_end_to_end_and_goes_on_where_it_ended(tmp_path, capsys):
 
 def test_no_job_begins_that_would_not_fit(tmp_path, capsys):
     out = tmp_path / "[a] run.json"
-    code = run_gpu_suite(minutes=0, out=out, interpret=True, tests=False, console=Console())
+    code = run_gpu_suite(minutes=0, out=out, interpret=True, tests=False)
     assert code == ExitCode.GOOD
     assert {r.workload for r in read_document(out)[1]} == {"copy"}
     assert f"rows written to {out}\n" in capsys.readouterr().out

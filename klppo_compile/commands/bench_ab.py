@@ -11,6 +11,7 @@ import click
 from rich.table import Table
 
 from klppo_compile.commands.bench_run import page, progress
+from klppo_compile.commands.plain import add_columns
 from klppo_compile.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -121,7 +122,6 @@ def calibrate(workload: str | None, minutes: float, as_json: bool) -> ExitCode:
     """
     from klppo_compile.perf.ab_run import calibrate as measure
     from klppo_compile.perf.compiler import require_compiler
-    from klppo_compile.perf.table import add_columns
 
     require_compiler()
     with progress() as tell, tempfile.TemporaryDirectory(prefix="klppo-ab-") as folder:

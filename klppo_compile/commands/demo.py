@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from klppo_compile.commands.plain import plain
+from klppo_compile.commands.plain import add_columns, plain
 from klppo_compile.commands.progress import free_folder, watch
 from klppo_compile.exit_codes import ExitCode
 from klppo_compile.training.settings import TrainSettings
@@ -40,9 +40,9 @@ def command(seed: int, steps: int, out: Path, no_compile: bool) -> ExitCode:
     """
     from klppo_compile.training.train import train
 
-    table = Table("environment", title="Mean return of 20 evaluation episodes")
-    for column in ("before", "after", "steps", "seconds"):
-        table.add_column(column, justify="right")
+    table = Table(title="Mean return of 20 evaluation episodes")
+    add_columns(table, "environment")
+    add_columns(table, "before", "after", "steps", "seconds", justify="right")
     folders = []
     for env in ENVIRONMENTS:
         settings = TrainSettings(env=env, seed=seed, steps=steps, compile=not no_compile)
@@ -70,9 +70,10 @@ def _deploy(folders: list[Path]) -> bool:
         return True
     from klppo_compile.export.deployment import deploy
 
-    table = Table("best.onnx of", title="Exported, checked, evaluated with ONNX Runtime")
-    for column in ("checked to", "rows", "KL to recorder", "ESS", "gate: KL to early"):
-        table.add_column(column, justify="right")
+    table = Table(title="Exported, checked, evaluated with ONNX Runtime")
+    add_columns(table, "best.onnx of")
+    numbers = ("checked to", "rows", "KL to recorder", "ESS", "gate: KL to early")
+    add_columns(table, *numbers, justify="right")
     passed, console = True, plain(stderr=True)
     with console.status("exporting") as status:
         for folder in folders:

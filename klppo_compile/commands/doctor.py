@@ -5,7 +5,7 @@ import json
 import click
 from rich.table import Table
 
-from klppo_compile.commands.plain import plain
+from klppo_compile.commands.plain import add_columns, plain
 from klppo_compile.exit_codes import ExitCode
 
 
@@ -21,7 +21,8 @@ def command(as_json: bool) -> ExitCode:
             json.dumps({"facts": found.facts, "problems": found.problems, "more": found.more})
         )
     else:
-        table = Table("what", "here", title="This machine")
+        table = Table(title="This machine")
+        add_columns(table, "what", "here")
         for name, value in found.facts.items():
             table.add_row(name, value)
         plain().print(table)

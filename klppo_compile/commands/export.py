@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
-from klppo_compile.commands.plain import plain
+from klppo_compile.commands.plain import add_columns, plain
 from klppo_compile.commands.verdict import positive
 from klppo_compile.exit_codes import BadInputError, ExitCode
 
@@ -135,11 +135,10 @@ def _print(done: "Exported", as_json: bool) -> None:
     if parity is None:
         click.echo("Not checked (--no-check).")
         return
-    table = Table(
-        "output", title=f"Largest difference from eager float32 in {len(parity.cases)} cases"
-    )
-    table.add_column("error", justify="right")
-    table.add_column("where")
+    table = Table(title=f"Largest difference from eager float32 in {len(parity.cases)} cases")
+    add_columns(table, "output")
+    add_columns(table, "error", justify="right")
+    add_columns(table, "where")
     for name, worst in sorted(parity.worst.items(), key=lambda item: -item[1].error):
         table.add_row(name, f"{worst.error:.1e}", worst.case if worst.error else "")
     plain().print(table)

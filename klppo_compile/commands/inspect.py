@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
-from klppo_compile.commands.plain import plain
+from klppo_compile.commands.plain import add_columns, plain
 from klppo_compile.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def command(file: Path, as_json: bool) -> ExitCode:
         click.echo(f"Note: {note}.")
     console = plain()
     console.print(_arrays(manifest))
-    facts = Table("what", "value", title="Graph")
+    facts = Table(title="Graph")
+    add_columns(facts, "what", "value")
     batch = manifest.batch or "dynamic"
     asked = f"{manifest.tolerance:g}{', never checked' if found.tolerance_met is None else ''}"
     for name, value in (
@@ -70,7 +71,8 @@ def _arrays(manifest: "Manifest") -> Table:
 
     lead = DIMENSIONS[: manifest.batch_dims]
     first = [str(manifest.batch), *lead[1:]] if manifest.batch else list(lead)
-    table = Table("", "name", "shape", "type", "tensordict key")
+    table = Table()
+    add_columns(table, "", "name", "shape", "type", "tensordict key")
     for spec in manifest.inputs:
         shape = ", ".join([*first, *map(str, spec.shape)])
         table.add_row("in", spec.name, f"[{shape}]", spec.dtype, spec.key)

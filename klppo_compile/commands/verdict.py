@@ -11,7 +11,7 @@ import click
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from klppo_compile.commands.plain import plain
+from klppo_compile.commands.plain import add_columns, plain
 from klppo_compile.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -212,8 +212,9 @@ def conclude(
 def print_report(evaluation: "Evaluation", numbers: dict[str, Any], title: str) -> None:
     """The table of a result."""
     ranges = ", ".join(f"{start:,}:{stop:,}" for start, stop in evaluation.ranges)
-    table = Table("number", title=f"{title}, rows {ranges} of {evaluation.rollout_rows:,}")
-    table.add_column("value", justify="right")
+    table = Table(title=f"{title}, rows {ranges} of {evaluation.rollout_rows:,}")
+    add_columns(table, "number")
+    add_columns(table, "value", justify="right")
     for name, x in numbers.items():
         table.add_row(name, f"{x:,}" if isinstance(x, int) else f"{x:.6g}")
     worst = ", ".join(f"{row} ({kl:.3g})" for row, kl in evaluation.totals.kl_worst.rows[:5])
