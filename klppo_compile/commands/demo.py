@@ -72,8 +72,7 @@ def _deploy(folders: list[Path]) -> bool:
 
     table = Table(title="Exported, checked, evaluated with ONNX Runtime")
     add_columns(table, "best.onnx of")
-    numbers = ("checked to", "rows", "KL to recorder", "ESS", "gate: KL to early")
-    add_columns(table, *numbers, justify="right")
+    columns = [("checked to", "rows", "KL to recorder", "ESS", "gate: KL to early")]
     passed, console = True, plain(stderr=True)
     with console.status("exporting") as status:
         for folder in folders:
@@ -81,14 +80,18 @@ def _deploy(folders: list[Path]) -> bool:
             assert done.exported.parity is not None
             verdict = done.verdict
             passed &= verdict.passed
-            table.add_row(
-                folder.name,
-                f"{done.exported.parity.needed:.1e}",
-                f"{done.rows:,}",
-                f"{done.kl:.2g}",
-                f"{done.ess:.1%}",
-                f"{verdict.found:.2g} <= {verdict.limit:g} {verdict.word}",
+            add_columns(table, folder.name, justify="right")
+            columns.append(
+                (
+                    f"{done.exported.parity.needed:.1e}",
+                    f"{done.rows:,}",
+                    f"{done.kl:.2g}",
+                    f"{done.ess:.1%}",
+                    f"{verdict.found:.2g} <= {verdict.limit:g} {verdict.word}",
+                )
             )
+    for line in zip(*columns, strict=True):
+        table.add_row(*line)
     plain().print(table)
     click.echo(
         "Checked to: largest difference of any output from eager PyTorch (1e-5 is allowed).\n"
