@@ -80,7 +80,7 @@ def read_run(file: Path) -> Run:
             )
         run = Run(
             file.name,
-            datetime.fromisoformat(header["date"]),
+            date_of(header["date"]),
             str(header["commit"]),
             machine_class(header["machine"]),
             header,
@@ -95,3 +95,17 @@ def read_run(file: Path) -> Run:
             f" of Row; got {type(error).__name__}: {error}. Measure again with this version."
         ) from error
     return run
+
+
+def date_of(text: str) -> datetime:
+    """When a run was measured.
+
+    Raises:
+        ValueError: it is no date, or so early or late that it is none in another time zone.
+    """
+    date = datetime.fromisoformat(text)
+    try:
+        date.timestamp()
+    except (OSError, OverflowError, ValueError) as error:
+        raise ValueError(f"date must be one of a calendar; got {text}: {error}.") from error
+    return date

@@ -166,7 +166,7 @@ def files_of_archive(archive: bytes) -> Iterator[tuple[str, str]]:
             place = inside_package(PurePosixPath(member.name)) if member.isfile() else None
             content = tar.extractfile(member) if place else None
             if place and content:
-                yield place, content.read().decode()
+                yield place, text_of(content.read(), member.name)
 
 
 def files_of_tree(root: Path) -> Iterator[tuple[str, str]]:
@@ -175,7 +175,22 @@ def files_of_tree(root: Path) -> Iterator[tuple[str, str]]:
         for path in sorted((root / top).rglob("*")):
             place = inside_package(PurePosixPath(path.relative_to(root).as_posix()))
             if place and path.is_file():
-                yield place, path.read_text(encoding="utf-8")
+                yield place, text_of(path.read_bytes(), str(path))
+
+
+def text_of(content: bytes, name: str) -> str:
+    """A source file as text.
+
+    Raises:
+        BadInputError: it is none.
+    """
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise BadInputError(
+            f"the files of a revision must be text in UTF-8; {name} is not: {error}. Name another"
+            " revision."
+        ) from error
 
 
 def install(source: Source, folder: Path, name: str = PACKAGE) -> Path:

@@ -157,7 +157,10 @@ def read_document(path: Path) -> tuple[dict[str, Any], list[Row]]:
         BadInputError: the file is cut short, is of another schema, or a row can't be compared.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        document = json.loads(text)
+        if r"\ud" in text.lower():  # half a character can be read, but never be written
+            json.dumps(document, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise BadInputError(
             f"{path.name} must be a JSON document; it breaks off at line {error.lineno}."

@@ -64,6 +64,15 @@ def test_a_revision_is_read_from_git_and_from_disk(repository):
     assert first.name.startswith("HEAD~1 (")
 
 
+def test_a_source_that_is_no_text_is_named(repository, tmp_path):
+    shutil.copytree(repository, tmp_path / "copy")
+    (tmp_path / "copy" / "kernels" / "a.py").write_bytes(b"# caf\xe9\n")
+    git(tmp_path / "copy", "commit", "-q", "-a", "-m", "latin 1")
+    for revision in ("HEAD", "."):
+        with pytest.raises(BadInputError, match=r"UTF-8; .*kernels/a\.py is not: .* Name another"):
+            read_revision(revision, tmp_path / "copy")
+
+
 def test_a_revision_knows_its_commit(repository, monkeypatch):
     first, here = read_revision("HEAD~1", repository), read_revision(".", repository)
     assert re.fullmatch(r"[0-9a-f]{10}", first.commit)

@@ -315,6 +315,8 @@ def broken(tmp_path, edit):
         (lambda d: d["run"].pop("machine"), "KeyError: 'machine'"),
         (lambda d: d["run"].pop("commit"), "KeyError: 'commit'"),
         (lambda d: d["run"].update(date="yesterday"), "yesterday"),
+        (lambda d: d["run"].update(date="0001-01-01T00:00:00"), "date must be one of a calendar"),
+        (lambda d: d["rows"][0].update(workload="half \ud83d"), "surrogates not allowed"),
         (lambda d: d["run"].update(commit="../../zz"), "commit must be a word"),
         (lambda d: d["run"].update(commit=""), "commit must be a word"),
         (lambda d: d["run"]["machine"].pop("cpu"), "KeyError: 'cpu'"),

@@ -136,6 +136,20 @@ def test_a_full_disk_is_said_and_keeps_what_was_saved(tmp_path, monkeypatch):
     assert resume(tmp_path / "run").finished
 
 
+def test_a_rollout_that_memory_does_not_hold_is_said(tmp_path, monkeypatch):
+    def small(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    def after_the_first(_):
+        monkeypatch.setattr(torch, "empty", small)
+
+    reason = r"32 steps of 4 environments do not\. Give shorter .* saved before is in .*run"
+    with pytest.raises(CannotError, match=reason):
+        train(settings_for("Box"), tmp_path / "run", report=after_the_first)
+    monkeypatch.undo()
+    assert resume(tmp_path / "run").finished
+
+
 @pytest.mark.parametrize("save", ["write_rollout", "write_checkpoint", "write_summary"])
 def test_a_first_save_that_fails_leaves_nothing_and_says_so(save, tmp_path, monkeypatch):
     def full(*args, **kwargs):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tensordict import TensorDict
 from torch import Tensor
 
+from klppo_compile.exit_codes import CannotError
 from klppo_compile.training.acting import draw, require_finite
 from klppo_compile.training.agent import Agent
 from klppo_compile.training.environments import final_observations
@@ -61,10 +62,15 @@ class Collector:
         """Step every environment `horizon` times."""
         count = self.environments.num_envs
         shape = self.environments.single_observation_space.shape or ()
-        observation = torch.empty(horizon + 1, count, *shape)
-        reward = np.empty((horizon, count))
-        terminated = np.empty((horizon, count), np.bool_)
-        truncated = np.empty((horizon, count), np.bool_)
+        try:
+            observation = torch.empty(horizon + 1, count, *shape)
+            reward = np.empty((horizon, count))
+            terminated, truncated = np.empty((2, horizon, count), np.bool_)
+        except (MemoryError, RuntimeError) as error:
+            raise CannotError(
+                f"a rollout must fit in memory; {horizon:,} steps of {count:,} environments do"
+                " not. Give shorter rollouts, or fewer environments."
+            ) from error
         actions, heads, finals, returns = [], [], [], []
         for step in range(horizon):
             observation[step].numpy()[...] = self.observation
