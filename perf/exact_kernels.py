@@ -46,7 +46,8 @@ def measure_kernels(
 
 def rows_on(chip: str, chosen: list[str]) -> list[Row]:
     """Compile for a chip; `chosen` names families and widths in turn, empty is everything."""
-    from klppo_compile.kernels.report import LARGE, Case, cases, measure
+    from klppo_compile.kernels.cases import LARGE, Case, cases
+    from klppo_compile.kernels.compiled_cost import measure
 
     pairs = zip(chosen[::2], chosen[1::2], strict=True)
     few = [Case(family, LARGE, int(width)) for family, width in pairs]

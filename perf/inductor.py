@@ -1,17 +1,14 @@
 """Inductor's own kernels for the torch text beside ours: launches, bytes, registers, instructions.
 
-Without a GPU, from machine code. Inductor picks block sizes by timing them on the device: of its
-candidates the one with the fewest instructions counts here, so that a ratio is the least it can be.
+Without a GPU, from machine code.
 """
 
-import importlib.util
 import math
 import re
-import tempfile
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from rich import box
@@ -22,20 +19,19 @@ from klppo_compile.commands.plain import add_columns, plain
 from klppo_compile.distributions import FAMILIES
 from klppo_compile.exit_codes import BadInputError
 from klppo_compile.perf.gpu_cases import HEADS, INDUCTOR, OURS, TOKENS, VOCABULARIES
-from klppo_compile.perf.inductor_code import Kernel, Module, modules, require_torch
-from klppo_compile.perf.inductor_device import described_device
+from klppo_compile.perf.inductor_code import Module, modules, require_torch
+from klppo_compile.perf.inductor_launch import cheapest
 from klppo_compile.perf.machine import run_header
 from klppo_compile.perf.rows import Row, require_place, write_result
 from klppo_compile.records import Minibatch, PolicyHead
 
 DIRECTIONS, BOTH = ("forward", "backward"), "both"
-SMALL = 2**14  # elements of a launch up to which its candidates aren't compared
 WORDS = tuple(f"categorical-{actions}-bfloat16" for actions in VOCABULARIES)
 USUAL = (*(f"{family}-{columns}" for family, columns in HEADS), *WORDS)
 HEAD = r"(\w+)-([1-9]\d*)(?:x([1-9]\d*))?(?:-(float32|bfloat16|float16))?"
 if TYPE_CHECKING:
-    from klppo_compile.kernels import report
-    from klppo_compile.kernels.machine_code import Cost
+    from klppo_compile.kernels import compiled_cost
+    from klppo_compile.kernels.cases import Case
 
 FIGURES = ("launches", "blocks", "bytes", "registers", "spills", "instructions")
 
@@ -115,7 +111,7 @@ def show(chips: tuple[str, ...], heads: tuple[str, ...], batch: int, out: Path |
         console.print(f"rows written to {path}", soft_wrap=True)
 
 
-def case_of(head: str, batch: int) -> "report.Case":
+def case_of(head: str, batch: int) -> "Case":
     """So many rows of a head by its name: family, columns, how many of them a row has, dtype.
 
     As normal-17, categorical-6x4, categorical-131072-bfloat16.
@@ -123,7 +119,7 @@ def case_of(head: str, batch: int) -> "report.Case":
     Raises:
         BadInputError: no such family, no such number, no such dtype.
     """
-    from klppo_compile.kernels import report
+    from klppo_compile.kernels.cases import Case
 
     families = [name for name, family in FAMILIES.items() if "triton" in family.backends]
     found = re.fullmatch(HEAD, head)
@@ -133,17 +129,15 @@ def case_of(head: str, batch: int) -> "report.Case":
             f" categorical-6x4 for four of them, or categorical-32768-bfloat16; got {head!r}."
         )
     family, columns, several, dtype = found.groups("")
-    return report.Case(
-        family, batch, int(columns), heads=int(several or 1), dtype=dtype or "float32"
-    )
+    return Case(family, batch, int(columns), heads=int(several or 1), dtype=dtype or "float32")
 
 
-def compare(case: "report.Case", chip: str) -> Found:
+def compare(case: "Case", chip: str) -> Found:
     """Both contenders' totals by provider and direction."""
-    from klppo_compile.kernels import report
+    from klppo_compile.kernels.compiled_cost import measure
 
     batch, leaves = batch_without_data(case)
-    ours = report.measure(case, chip)
+    ours = measure(case, chip)
     found: Found = {}
     for direction in DIRECTIONS:
         launched = [row for row in ours if ("backward" in row.kernel) == (direction == "backward")]
@@ -153,7 +147,7 @@ def compare(case: "report.Case", chip: str) -> Found:
     return found
 
 
-def batch_without_data(case: "report.Case") -> tuple[Minibatch, list[Tensor]]:
+def batch_without_data(case: "Case") -> tuple[Minibatch, list[Tensor]]:
     """The case's minibatch on the device "meta", and what is differentiated to."""
 
     def empty() -> Tensor:
@@ -168,8 +162,8 @@ def batch_without_data(case: "report.Case") -> tuple[Minibatch, list[Tensor]]:
     return Minibatch(heads, empty(), empty(), value, empty(), old_value=empty()), leaves
 
 
-def totals_of_ours(rows: "Iterable[report.Row]") -> Totals:
-    """Sums over what `kernels.report` measured."""
+def totals_of_ours(rows: "Iterable[compiled_cost.Row]") -> Totals:
+    """Sums over what `kernels.compiled_cost` measured."""
     rows = list(rows)
     return Totals(
         launches=len(rows),
@@ -193,73 +187,6 @@ def totals_of_module(module: Module, batch: int, chip: str) -> Totals:
         spills=sum(run.cost.spills for run in launched),
         instructions=sum(run.instructions for run in launched) / batch,
     )
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One launch of a compiled kernel: over how many elements, in how many blocks.
-
-    Attributes:
-        instructions: that all its warps execute; a loop is over what is reduced.
-    """
-
-    cost: "Cost"
-    elements: int
-    blocks: int
-    instructions: float
-
-
-def cheapest(kernel: Kernel, chip: str) -> Launch:
-    """Its launch with the candidate of the fewest instructions."""
-    with described_device(chip):
-        tuner = load(kernel)
-        several = kernel.rows * kernel.reduced > SMALL
-        candidates = tuner.configs if several else tuner.configs[:1]
-        found = [(compiled(tuner, c, chip), dict(c.kwargs)) for c in candidates]
-    launches = [launch_of(kernel, cost, sizes) for cost, sizes in found]
-    return min(launches, key=lambda launch: launch.instructions)
-
-
-def load(kernel: Kernel) -> Any:
-    """Inductor's tuner of a kernel, with its candidates; the driver it asks for isn't there."""
-    text = kernel.source.replace("triton_helpers.set_driver_to_gpu()", "")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.py"
-        path.write_text(text, encoding="utf-8")
-        spec = importlib.util.spec_from_file_location(kernel.name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
-        tuner = getattr(loaded, kernel.name)
-        tuner.fn.src  # noqa: B018 - read while its file is there
-        return tuner
-
-
-def compiled(tuner: Any, candidate: Any, chip: str) -> "Cost":
-    """One candidate's machine code, compiled as Inductor would."""
-    import triton
-    from triton.compiler import ASTSource
-
-    from klppo_compile.kernels.machine_code import CHIPS, Cost, dump, from_sass
-
-    meta = tuner._create_compile_meta(candidate)  # noqa: SLF001 - see inductor_code
-    options = tuner._create_compile_options(candidate, meta)  # noqa: SLF001
-    source = ASTSource(tuner.fn, meta["signature"], meta["constants"], meta["configs"][0])
-    binary = triton.compile(source, target=CHIPS[chip].target, options=options)
-    facts = {"shared": binary.metadata.shared, "warps": candidate.num_warps}
-    return Cost(**facts, **from_sass(*dump(binary.asm["cubin"])))
-
-
-def launch_of(kernel: Kernel, cost: "Cost", sizes: dict[str, int]) -> Launch:
-    """A launch with blocks of these sizes."""
-    from klppo_compile.kernels import report
-
-    trips = math.ceil(kernel.reduced / sizes.get("R0_BLOCK", kernel.reduced))
-    once = report.executed(cost, trips) if cost.loops else cost.instructions
-    assert once is not None
-    blocks = math.ceil(kernel.rows / sizes["XBLOCK"])
-    return Launch(cost, kernel.rows * kernel.reduced, blocks, once * cost.warps * blocks)
 
 
 def table_of(name: str, chip: str, found: Found) -> Table:

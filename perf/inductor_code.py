@@ -96,7 +96,7 @@ def trace(batch: Any, leaves: list[Tensor]) -> dict[str, tuple[fx.GraphModule, l
         decompositions=select_decomp_table(),
     )
 
-    # What `kernels.report` compiles.
+    # What `kernels.compiled_cost` compiles.
     config = LossConfig(clip_value=0.2)
 
     def losses(beta: Tensor) -> tuple[Tensor, ...]:

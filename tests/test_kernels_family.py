@@ -29,11 +29,12 @@ from klppo_compile.distributions import FAMILIES
 from tests import bits, exponential
 
 FAMILIES["exponential"], FAMILIES["bits"] = exponential.FAMILY, bits.FAMILY
-from klppo_compile.kernels import report
+from klppo_compile.kernels.cases import Case, cases
+from klppo_compile.kernels.compiled_cost import measure
 
-assert FAMILIES.keys() == {case.family for case in report.cases()}
+assert FAMILIES.keys() == {case.family for case in cases()}
 for name, D in (("exponential", 6), ("bits", 6), ("bits", 131072)):
-    for row in report.measure(report.Case(name, 4096, D, masks=True), "sm_90"):
+    for row in measure(Case(name, 4096, D, masks=True), "sm_90"):
         assert not row.cost.spills
         print(name, row.kernel, sep=":")
 """

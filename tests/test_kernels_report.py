@@ -13,6 +13,8 @@ from tests.house import ROOT
 pytest.importorskip("triton", reason="Triton has no wheel here")
 
 from klppo_compile.kernels import machine_code, report
+from klppo_compile.kernels.cases import Case, cases
+from klppo_compile.kernels.compiled_cost import Row
 
 SASS = """
         /*0000*/                   LDG.E.128 R4, [R2.64] ;
@@ -30,7 +32,8 @@ import dataclasses
 import torch
 import triton
 
-from klppo_compile.kernels import launch, machine_code, report, tiling
+from klppo_compile.kernels import launch, machine_code, tiling
+from klppo_compile.kernels.cases import Case
 from klppo_compile.kernels.layout import Static
 
 FAR = 2**30 + 8
@@ -45,7 +48,7 @@ def run(kernel, grid, threads, *args):
 
 static = Static("mean", "l2", False, True, False)
 for D in (4, 5000):
-    p = report.Case("categorical", 8, D, K=3).problem()
+    p = Case("categorical", 8, D, K=3).problem()
     # As logits [K, N, D] seen as [N, K, D].
     far = dataclasses.replace(p.heads[0], SH=(3, FAR, D, FAR, D, FAR))
     p = dataclasses.replace(p, heads=(far,))
@@ -58,7 +61,7 @@ PLAIN = {"registers": 40, "spills": 0, "stack": 0, "shared": 0, "instructions": 
 
 def row(**changes):
     cost = machine_code.Cost(**PLAIN | changes, loops=(), loads={}, stores={})
-    return report.Row("finalize", report.Case("normal", 8, 2), "sm_90", cost, 1, 1.0, 1.0)
+    return Row("finalize", Case("normal", 8, 2), "sm_90", cost, 1, 1.0, 1.0)
 
 
 def compiling(*arguments):
@@ -130,4 +133,4 @@ def test_another_tritons_counts_are_not_compared_and_it_says_so(tmp_path, monkey
 
 
 def test_every_family_has_cases():
-    assert {case.family for case in report.cases()} == set(report.FAMILIES)
+    assert {case.family for case in cases()} == set(report.FAMILIES)

@@ -198,11 +198,12 @@ def test_a_workload_survives_the_way_to_its_process():
 
 
 def test_kernels_become_rows(monkeypatch):
-    report = pytest.importorskip("klppo_compile.kernels.report", reason="Triton has no wheel here")
+    room = "klppo_compile.kernels.compiled_cost"
+    compiled_cost = pytest.importorskip(room, reason="Triton has no wheel here")
     cost = SimpleNamespace(instructions=100, registers=40, spills=1, stack=8)
     key = "sm_90 forward normal N=8 D=6"
     kernel = SimpleNamespace(kernel="forward", key=key, cost=cost)
-    monkeypatch.setattr(report, "measure", lambda *_: [kernel])
+    monkeypatch.setattr(compiled_cost, "measure", lambda *_: [kernel])
     rows = exact_kernels.rows_on("sm_90", ["normal", "6"])
     assert {row.workload for row in rows} == {"kernels/normal/N=8/D=6"}
     assert {row.metric: row.value for row in rows} == {
