@@ -6,7 +6,7 @@ What is wrong is said before anything is built.
 import difflib
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from ctypes import c_float
 from typing import Any
 
@@ -90,6 +90,16 @@ def check_number(name: str, given: Any, bounds: tuple[float, float] = (1e-6, 1e6
             f"{bounds[1]:g}], got {found:g}. Widen the bounds or choose another beta."
         )
     return value
+
+
+def check_numbers(given: Mapping[str, Any], optional: Collection[str]) -> dict[str, float | None]:
+    """All hyper-parameters in their ranges; those that are optional may be None."""
+    low, high = (check_number(name, given[name]) for name in ("beta_min", "beta_max"))
+    check_order(low, high)
+    return {
+        name: None if x is None and name in optional else check_number(name, x, (low, high))
+        for name, x in given.items()
+    }
 
 
 def check_choice(name: str, value: str) -> str:

@@ -154,14 +154,7 @@ class KLPENPPOLoss(ScheduledLoss):
             "clip_value": clip_value,
             "max_importance_ratio": max_importance_ratio,
         }
-        low, high = (arguments.check_number(n, numbers[n]) for n in ("beta_min", "beta_max"))
-        arguments.check_order(low, high)
-        checked = {
-            name: None
-            if x is None and name in OPTIONAL
-            else arguments.check_number(name, x, (low, high))
-            for name, x in numbers.items()
-        }
+        checked = arguments.check_numbers(numbers, optional=OPTIONAL)
         super().__init__()
         self._functional, self.separate_losses = functional, separate_losses
         self.delay_actor, self.entropy_bonus = delay_actor, entropy_bonus

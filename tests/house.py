@@ -27,7 +27,8 @@ LAYERS = (
     ("functional",),
     ("arguments", "networks", "peer", "policy", "recomputation"),
     ("keys",),
-    ("coefficients", "inputs"),
+    ("coefficients", "shapes"),
+    ("inputs",),
     ("loss",),
     ("compiling",),
     ("__init__", "exit_codes"),
@@ -61,6 +62,7 @@ PART_OF = dict.fromkeys(
         "peer",
         "policy",
         "recomputation",
+        "shapes",
     ),
     "loss",
 )
