@@ -138,6 +138,7 @@ class LossGraph(Graph):
             loss_critic_type=loss.loss_critic_type,
             clipped=loss.clip_value is not None and critic,
             entropy_bonus=loss.entropy_bonus,
+            centred_entropy=True,
             explained_variance=loss.log_explained_variance and critic,
         )
 

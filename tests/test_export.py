@@ -79,6 +79,20 @@ def test_a_file_computes_what_the_definitions_say(name, exported):
             np.testing.assert_allclose(out[key], value, rtol=2e-5, atol=2e-6, err_msg=key)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("masks", [False, True])
+def test_the_entropy_of_equal_rows_does_not_drift(masks, reduction, tmp_path):
+    loss, data = masked_rows_loss() if masks else loss_of("Independent(Normal)")
+    loss.reduction = reduction
+    done = export_loss(loss, data, tmp_path / "equal.onnx")
+    out = run(done, data[torch.zeros(65_536, dtype=torch.long)])
+    entropy = out["entropy_rows"][0]
+    np.testing.assert_allclose(out["entropy"], entropy, rtol=3e-7)
+    if reduction != "none":
+        total = -loss.entropy_coeff.item() * entropy * (65_536 if reduction == "sum" else 1)
+        np.testing.assert_allclose(out["loss_entropy"], total, rtol=3e-7)
+
+
 @pytest.mark.parametrize("name", EXTRA)
 def test_other_families_are_checked_to_their_stated_error(name, exported):
     done, _, _ = exported(name)
