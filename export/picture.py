@@ -1,33 +1,41 @@
 """An evaluation as a picture: the KL over the rollout, and the histograms of KL and ratio."""
 
+import io
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from klppo_compile.exit_codes import BadInputError, MissingRequirementError
-from klppo_compile.export.manifest import require_writable
+from klppo_compile.export.manifest import require_writable, write_together
 from klppo_compile.export.statistics import LogHistogram
 from klppo_compile.export.totals import Evaluation
+
+KINDS = ("png", "svg", "pdf", "jpg", "webp")
+
+
+def require_drawable(path: Path) -> None:
+    """Refuse a picture that can't be drawn, before the work and not after it."""
+    require_writable(path)
+    if kind_of(path) not in KINDS:
+        raise BadInputError(
+            f"a picture is one of {', '.join(KINDS)}, by its ending; got {path.name}."
+        )
+    if find_spec("matplotlib") is None:
+        raise MissingRequirementError("--picture needs matplotlib. Run pip install matplotlib.")
+
+
+def kind_of(path: Path) -> str:
+    """The ending of a file, as formats are named."""
+    return path.suffix.lstrip(".").lower()
 
 
 def draw(evaluation: Evaluation, path: Path, title: str) -> None:
     """Write a picture; the file's ending says in which format."""
-    require_writable(path)
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingRequirementError(
-            "--picture needs matplotlib. Run pip install matplotlib."
-        ) from error
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.6), layout="constrained")
-    kinds = FigureCanvasAgg(figure).get_supported_filetypes()
-    if path.suffix.lstrip(".").lower() not in kinds:
-        raise BadInputError(
-            f"a picture is one of {', '.join(kinds)}, by its ending; got {path.name}."
-        )
     over, kl, ratio = figure.subplots(1, 3)
     means = evaluation.totals.kl_series.means()
     over.plot([row for row, _ in means], [mean for _, mean in means], marker=".")
@@ -36,7 +44,9 @@ def draw(evaluation: Evaluation, path: Path, title: str) -> None:
     _histogram(ratio, evaluation.totals.ratio_histogram, "ratio of a row")
     ratio.axvline(1.0, color="black", linewidth=0.8)
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=kind_of(path), dpi=120)
+    write_together([(path, drawn.getvalue())])
 
 
 def _histogram(axes: Any, histogram: LogHistogram, label: str) -> None:

@@ -288,6 +288,7 @@ def test_a_check_takes_rows_in_any_batch_and_masked_rows_of_nan(tmp_path):
         (["export", "tests.export_cases:loss_of", "--out", "x.onnx"], "must run without arguments"),
         (["export", "tests.export_cases:leaves", "--out", "x.onnx"], "it raised SystemExit in"),
         (["export", FACTORY, "--out", "x.pt2"], "of the format onnx ends in .onnx; got x.pt2"),
+        (["export", FACTORY, "--out", "a.safetensors"], "onnx ends in .onnx; got a.safetensors"),
         (["export", FACTORY, "--format", "pt2", "--out", "x.onnx"], "pt2 ends in .pt2; got x.onnx"),
         (["inspect", "{folder}/lone.pt2"], "only {folder}/lone.pt2.json says"),
         (["export", "tests.export_cases:bare_loss", "--out", "x.onnx"], "Give --data"),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from klppo_compile.commands.outputs import require_apart
 from klppo_compile.exit_codes import BadInputError, ExitCode
 
 FORMATS = (
@@ -42,6 +43,7 @@ def report(results: Path, out: Path, commit_url: str | None, accepted: Path | No
     from klppo_compile.perf.history import read_history
     from klppo_compile.perf.page_file import page
 
+    require_apart({"--out": out}, results.glob("*.json"))
     runs = read_history(results)
     text = page(runs, commit_url, read_accepted(accepted or FILE))
     write(out, text)
@@ -69,6 +71,7 @@ def convert(files: tuple[Path, ...], form: str, out: Path | None) -> ExitCode:
     from klppo_compile.perf.formats import converted
     from klppo_compile.perf.history import read_run
 
+    require_apart({"--out": out}, files)
     runs = [read_run(file) for file in files]
     documents, notes = converted(runs, form)
     for note in notes:

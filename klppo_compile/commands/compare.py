@@ -5,10 +5,12 @@ from typing import Any
 
 import click
 
+from klppo_compile.commands.outputs import require_apart
 from klppo_compile.commands.verdict import (
     conclude,
     given_limits,
     result_options,
+    results,
     row_bar,
     rows_range,
     say_file,
@@ -42,8 +44,11 @@ def command(
     from klppo_compile.export.data import open_rollout
     from klppo_compile.export.evaluation import BATCH_ROWS
     from klppo_compile.export.gates import require_able_to_fail
+    from klppo_compile.export.manifest import sidecar_path
     from klppo_compile.export.runtime import open_file
 
+    files = (old, sidecar_path(old), new, sidecar_path(new))
+    require_apart(results(options), (*files, data))
     first, second = (open_file(path, provider) for path in (old, new))
     for file in (first, second):
         say_file(file, as_json)

@@ -5,10 +5,12 @@ from typing import Any
 
 import click
 
+from klppo_compile.commands.outputs import require_apart
 from klppo_compile.commands.verdict import (
     conclude,
     given_limits,
     result_options,
+    results,
     row_bar,
     rows_range,
     say_file,
@@ -47,8 +49,10 @@ def command(
     from klppo_compile.export.data import open_rollout
     from klppo_compile.export.evaluation import BATCH_ROWS, evaluate, read_scalars
     from klppo_compile.export.gates import require_able_to_fail
+    from klppo_compile.export.manifest import sidecar_path
     from klppo_compile.export.runtime import open_file
 
+    require_apart(results(options), (file, sidecar_path(file), data))
     opened = open_file(file, provider)
     say_file(opened, as_json)
     scalars = read_scalars(opened.manifest, settings)

@@ -11,6 +11,7 @@ import click
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from klppo_compile.commands.outputs import drawable, writable
 from klppo_compile.commands.plain import add_columns, plain
 from klppo_compile.exit_codes import ExitCode
 
@@ -61,15 +62,6 @@ def positive(ctx: click.Context, param: click.Parameter, value: float | None) ->
     return value
 
 
-def writable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:  # noqa: ARG001  click's signature
-    """A path that can be written, asked before the work and not after it."""
-    if value is not None:
-        from klppo_compile.export.manifest import require_writable
-
-        require_writable(value)
-    return value
-
-
 def result_options(function: Decorator) -> Decorator:
     """Gates, and where the result goes."""
     for name, text in reversed(LIMITS.items()):
@@ -82,8 +74,8 @@ def result_options(function: Decorator) -> Decorator:
         click.option(
             "--picture",
             type=click.Path(path_type=Path),
-            callback=writable,
-            help="Draw KL and ratio (.png, .svg).",
+            callback=drawable,
+            help="Draw KL and ratio (.png, .svg, .pdf).",
         ),
         click.option(
             "--out",
@@ -94,6 +86,11 @@ def result_options(function: Decorator) -> Decorator:
     ):
         function = option(function)
     return function
+
+
+def results(options: Mapping[str, Any]) -> dict[str, Path | None]:
+    """Where `result_options` write to."""
+    return {f"--{name}": options[name] for name in ("out", "picture")}
 
 
 def stream_options(function: Decorator) -> Decorator:
