@@ -5,11 +5,14 @@ needs neither torch nor Gymnasium. With `--json`, standard output is one JSON ob
 of the command.
 """
 
+import errno
 import json
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
+from io import TextIOWrapper
 
 import click
 
@@ -42,6 +45,13 @@ EXTRAS = {
     "scipy": "perf",
 }
 """Packages that only some commands need, and the extra that brings them; "" is no extra."""
+
+
+UNREACHABLE = {errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.EPERM, errno.EROFS}
+"""Errors of a path that pathlib raises where it is asked whether the path is a file."""
+
+FULL = {errno.EDQUOT, errno.EIO, errno.ENOSPC}
+"""Errors of standard output, or of a file, that takes no more."""
 
 
 class Rooms(click.Group):
@@ -90,27 +100,47 @@ def run(arguments: Sequence[str], group: click.Command = klppo, program: str = "
 
 def _explain(error: Exception, program: str) -> tuple[ExitCode, str]:
     """Print an error as the user should see it; return its exit code and its text."""
-    code, text = ExitCode.CANNOT, f"{program} itself broke; please report the lines above."
-    missing = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    code, text = _meaning(error)
+    known, text = bool(text), text or f"{program} itself broke; please report the lines above."
+    with suppress(OSError):  # where nothing can be said, the code still tells
+        if isinstance(error, click.ClickException):
+            error.show()
+        elif isinstance(error, click.Abort):
+            click.echo(text, err=True)
+        else:
+            if not known:
+                traceback.print_exception(error)
+            click.echo(f"Error: {text}", err=True)
+    return code, text
+
+
+def _meaning(error: Exception) -> tuple[ExitCode, str]:
+    """An error's exit code, and its text if it is one that the user can act on."""
     if isinstance(error, click.ClickException):
-        error.show()
         return ExitCode.BAD_INPUT, error.format_message()
     if isinstance(error, click.Abort):
-        click.echo("Interrupted.", err=True)
         return ExitCode.INTERRUPTED, "Interrupted."
     if isinstance(error, RefusalError):
-        code, text = error.exit_code, str(error)
-    elif missing in EXTRAS:
-        code = ExitCode.MISSING
+        return error.exit_code, str(error)
+    if isinstance(error, OSError):
+        return _meaning_of_system(error)
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    if missing in EXTRAS:
         extra = f"[{EXTRAS[missing]}]" if EXTRAS[missing] else ""
-        text = (
+        return ExitCode.MISSING, (
             f"this command needs {missing}, which is not installed."
             f" Run pip install 'klppo-compile{extra}'."
         )
-    else:
-        traceback.print_exception(error)
-    click.echo(f"Error: {text}", err=True)
-    return code, text
+    return ExitCode.CANNOT, ""
+
+
+def _meaning_of_system(error: OSError) -> tuple[ExitCode, str]:
+    if error.errno in FULL:
+        return ExitCode.CANNOT, f"what is written must be taken; {error}. Make room where it goes."
+    if error.errno in UNREACHABLE and error.filename:
+        why = f"{error.filename}: {error.strerror}"
+        return ExitCode.BAD_INPUT, f"a path must be within reach; {why}. Name another."
+    return ExitCode.CANNOT, ""
 
 
 def _print_json(error: Exception, code: ExitCode, text: str) -> ExitCode:
@@ -125,13 +155,17 @@ def _print_json(error: Exception, code: ExitCode, text: str) -> ExitCode:
     except BrokenPipeError:
         return ExitCode.UNREAD
     except OSError as problem:
-        click.echo(f"Error: standard output must take the JSON; {problem}.", err=True)
+        if not isinstance(error, OSError):  # which has said so
+            with suppress(OSError):
+                click.echo(f"Error: standard output must take the JSON; {problem}.", err=True)
         return ExitCode.CANNOT
     return code
 
 
 def main() -> None:
     """Run `klppo` on the process's own arguments."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error is
     sys.exit(run(sys.argv[1:]))
 
 

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -118,6 +119,53 @@ def test_output_that_nobody_reads_is_no_failed_check(arguments):
         assert process.wait() == ExitCode.UNREAD
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+@pytest.mark.parametrize("arguments", ["doctor", "doctor --json", "merge none.json", "--nothing"])
+@pytest.mark.parametrize("both", [False, True])
+def test_a_full_disk_is_no_failed_check(arguments, both):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "klppo_compile.cli", *arguments.split()],
+            stdout=full,
+            stderr=full if both else subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
+    prints = arguments.startswith("doctor")
+    assert done.returncode == (ExitCode.CANNOT if prints else ExitCode.BAD_INPUT)
+    if prints and not both:
+        assert re.fullmatch(r"Error: .* No space left on device\..*\n", done.stderr)
+
+
+def test_a_letter_that_the_output_has_not_is_written_out(monkeypatch):
+    output = io.TextIOWrapper(io.BytesIO(), "latin-1")
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(cli, "run", lambda _: click.echo("fé…"))
+    with pytest.raises(SystemExit):
+        cli.main()
+    output.flush()
+    assert output.buffer.getvalue() == b"f\xe9\\u2026\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "train --resume {}",
+        "export {} --out x.onnx",
+        "merge part.json --out {}",
+        "merge part.json --picture {}.png",
+        "inspect {}",
+        "bench compare {} {}",
+    ],
+)
+def test_a_path_that_nothing_can_reach_is_bad_input(arguments, capsys):
+    assert run(arguments.replace("{}", 300 * "a").split()) == ExitCode.BAD_INPUT
+    error = capsys.readouterr().err
+    assert "File name too long" in error
+    assert "Traceback" not in error
+
+
 def test_an_exit_of_another_is_left_alone():
     @click.command()
     def leaves():
@@ -179,9 +227,11 @@ def test_demo_trains_both_and_prints_a_table(tmp_path, capsys, monkeypatch):
         assert re.search(rf"{env} +│ +[\d.]+ ± [\d.]+ │ +[\d.]+ ± [\d.]+ │ 2,048 │", output)
         assert str(tmp_path / f"{env}-seed0") in output
         assert load_run(tmp_path / f"{env}-seed0").config.settings.env == env
-        # And what came of it on ONNX Runtime: the largest error, the rows, the gate.
-        assert re.search(rf"{env}-seed0 +│ +\d\.\de-\d+ │ 2,048 │ .* passed", output)
         assert (tmp_path / f"{env}-seed0" / "best.onnx.json").is_file()
+    # And what came of it on ONNX Runtime: the largest error, the rows, the gate.
+    assert re.search(r"best.onnx of +┃ CartPole-v1-seed0 +┃ InvertedPendulum-v5-seed0", output)
+    for name, cell in (("checked to", r"\d\.\de-\d+"), ("rows", "2,048"), ("gate", ".* passed")):
+        assert re.search(rf"{name}.* │ +{cell} │ +{cell} │", output)
 
 
 def test_a_demo_whose_gate_fails_fails(tmp_path, capsys, monkeypatch):
