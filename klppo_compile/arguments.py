@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from ctypes import c_float
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -58,7 +59,9 @@ def deprecated_keys(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def number(name: str, value: Any) -> float:
-    """A finite real number from a float, an int or a one-element tensor."""
+    """A finite real number from Python's or NumPy's, or a one-element tensor."""
+    if getattr(value, "shape", None) == () and not isinstance(value, Tensor):
+        value = value.item()  # NumPy's
     right_kind = isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
     if not right_kind or (isinstance(value, Tensor) and value.numel() != 1):
         raise ValueError(f"{name} must be a float or a scalar tensor, got {value!r}.")
@@ -92,6 +95,21 @@ def check_number(name: str, given: Any, bounds: tuple[float, float] = (1e-6, 1e6
     return value
 
 
+def beta_within(beta: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """A checkpoint's beta moved into its bounds, with a warning; what is no beta is left."""
+    low, high = bounds
+    value = number("beta", beta)
+    if value <= 0.0 or low <= value <= high:
+        return beta
+    warnings.warn(
+        f"beta {value:g} of the state dict is outside [beta_min, beta_max] = [{low:g}, {high:g}]; "
+        "the nearest in them is taken. Widen the bounds to keep it.",
+        UserWarning,
+        stacklevel=2,
+    )
+    return beta.clamp(low, high)
+
+
 def check_numbers(given: Mapping[str, Any], optional: Collection[str]) -> dict[str, float | None]:
     """All hyper-parameters in their ranges; those that are optional may be None."""
     low, high = (check_number(name, given[name]) for name in ("beta_min", "beta_max"))
@@ -110,11 +128,11 @@ def check_choice(name: str, value: str) -> str:
     return value
 
 
-def check_samples(name: str, value: int) -> int:
+def check_samples(name: str, value: Any) -> int:
     """A number of Monte-Carlo samples."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} must be an int >= 1, got {value!r}.")
-    return value
+    return int(value)
 
 
 def entropy_coefficient(value: Any) -> float:
@@ -126,7 +144,7 @@ def entropy_coefficient(value: Any) -> float:
             "entropy_coeff as a mapping gives each head of a composite action its own; this "
             f"actor's action has one head. Got {dict(value)!r}; pass a number."
         )
-    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+    if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
         raise TypeError(f"entropy_coeff must be a float or a Mapping[str, float], got {value!r}.")
     return check_number("entropy_coeff", value)
 

@@ -121,16 +121,25 @@ class ScheduledLoss(KeyedLoss):
         return out
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Load torchrl's checkpoints too, with or without an estimator's; refuse bad numbers."""
+        """Load torchrl's checkpoints too, with or without an estimator's.
+
+        A beta out of bounds, which torchrl has none of, is taken as the nearest that is in them.
+
+        Raises:
+            RuntimeError: a number that no loss can have; at once, for torch would go on to the
+                networks.
+        """
         for key in [k for k in state_dict if k.startswith(prefix + "_value_estimator.")]:
             del state_dict[key]
-        bounds, errors = (float(self.beta_min), float(self.beta_max)), args[-1]
+        bounds = (float(self.beta_min), float(self.beta_max))
         for name in ("beta", *COEFFICIENTS):
             found = state_dict.get(prefix + name)
+            if found is None:
+                continue
             try:
-                if found is not None:
-                    arguments.check_number(name, found, bounds)
+                if name == "beta":
+                    found = state_dict[prefix + name] = arguments.beta_within(found, bounds)
+                arguments.check_number(name, found, bounds)
             except ValueError as error:
-                errors.append(str(error))
-                return
+                raise RuntimeError(f"this state dict can't be loaded: {error}") from error
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -2,13 +2,18 @@
 
 import re
 from collections.abc import Callable, Sequence
+from inspect import signature
 from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from tensordict import MemoryMappedTensor, TensorDictBase
 from torch import Tensor
-from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+from torch._dynamo.exc import (
+    BackendCompilerFailed,
+    FailOnRecompileLimitHit,
+    TorchDynamoException,
+)
 from torch.nn.parameter import is_lazy
 
 from klppo_compile.loss import KLPENPPOLoss
@@ -20,6 +25,11 @@ FUSED_MULTIPLY_ADD = {"cpp.enable_floating_point_contract_flag": "fast"}
 
 # Generated code checks its own sizes, which the guards have decided: a twentieth of a small call.
 UNCHECKED = {"size_asserts": False}
+
+# A loss has a graph for each kind of call: training, evaluation, ranks of a batch, settings. Torch
+# gives up after eight; torch 2.11 takes no other number here.
+SEVERAL = {"recompile_limit": 64}
+SEVERAL = SEVERAL if SEVERAL.keys() <= signature(torch.compile).parameters.keys() else {}
 
 # What Dynamo guards, by the names it gives: globals of ours and of the libraries, and classes.
 OURS = re.compile(
@@ -85,7 +95,7 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
     if "mode" not in options:  # torch takes one of the two
         ours = _options(loss, cudagraphs, inductor="backend" not in options)
         options["options"] = ours | options.get("options", {})
-    graph: Any = torch.compile(_apart(loss.run), fullgraph=True, **options)
+    graph: Any = torch.compile(_apart(loss.run), fullgraph=True, **SEVERAL | options)
     met = False  # a memory-mapped tensor
 
     def compiled(tensordict: TensorDictBase) -> TensorDictBase:
@@ -97,6 +107,13 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
             out: TensorDictBase = graph(given, loss.moves_beta(), beta)
         except BackendCompilerFailed:
             raise  # that is no matter of the data
+        except FailOnRecompileLimitHit as error:
+            raise RuntimeError(
+                "this loss must have no more graphs than torch's recompile_limit, one for each kind"
+                " of call (training, evaluation, ranks of the batch, settings); this is one more."
+                " TORCH_LOGS=recompiles says what changes. Raise"
+                " torch._dynamo.config.recompile_limit, or call the loss itself."
+            ) from error
         except TorchDynamoException as error:
             refused = error
         except TypeError:

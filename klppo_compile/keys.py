@@ -87,6 +87,8 @@ class KeyedLoss(NetworkLoss):
                     f"{', '.join(accepted)}."
                 )
             value = asdict(AcceptedKeys())[name] if key is None else key
+            if isinstance(value, list) and len(value) == 1:
+                value = value[0]
             setattr(self._tensor_keys, name, value)
         self._in_keys = self._read_keys()
 

@@ -17,6 +17,16 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
 TARGET_PREFIX, PARAMS_SUFFIX = "target_", "_params"
+GAE = (
+    "Compute the advantage before the call, say by torchrl.objectives.value.GAE("
+    "value_network=critic, gamma=0.99, lmbda=0.95)(rollout), which also writes the value target."
+)
+ABSENT = {  # of torchrl's losses
+    "make_value_estimator": f"it estimates no advantages. {GAE}",
+    "value_estimator": f"it estimates no advantages. {GAE}",
+    "loss_critic": "the actor and the critic run together. Call the loss, and take "
+    'its "loss_critic".',
+}
 
 
 class NetworkLoss(TensorDictModuleBase):  # type: ignore[misc]  # tensordict ships no types
@@ -77,6 +87,8 @@ class NetworkLoss(TensorDictModuleBase):  # type: ignore[misc]  # tensordict shi
                 return own
             params = getattr(self, name.removeprefix(TARGET_PREFIX))
             return None if params is None else params.data
+        if name in ABSENT:
+            raise AttributeError(f"KLPENPPOLoss has no {name}: {ABSENT[name]}")
         return super().__getattr__(name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "NetworkLoss":

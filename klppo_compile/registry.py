@@ -139,7 +139,7 @@ def is_squashed(distribution: td.Distribution) -> bool:
 def distribution_entropy(distribution: td.Distribution, samples: int) -> Tensor:
     """Entropy [*P] in closed form, or from samples, reparameterised where they can be."""
     base = within(distribution)
-    if type(base).entropy is not td.Distribution.entropy:
+    if _has_entropy(type(base)):
         return distribution.entropy()
     say_once(
         f"No closed-form entropy for {type(base).__name__}: it is estimated from "
@@ -147,6 +147,17 @@ def distribution_entropy(distribution: td.Distribution, samples: int) -> Tensor:
     )
     draw = distribution.rsample if distribution.has_rsample else distribution.sample
     return -distribution.log_prob(draw((samples,))).mean(0)
+
+
+def _has_entropy(kind: type[td.Distribution]) -> bool:
+    """Whether a class gives its entropy.
+
+    Torch's exponential families derive it from a carrier measure, which Poisson has none of.
+    """
+    if kind.entropy is td.ExponentialFamily.entropy:
+        measure = "_mean_carrier_measure"
+        return getattr(kind, measure) is not getattr(td.ExponentialFamily, measure)
+    return kind.entropy is not td.Distribution.entropy
 
 
 _said: set[str] = set()

@@ -1,5 +1,8 @@
 """One graph forward and one backward, the same numbers as eager, and nothing that recompiles it."""
 
+import itertools
+import math
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -21,7 +24,7 @@ from torch.distributions import (
 )
 from torch.utils.checkpoint import checkpoint
 
-from klppo_compile import KLPENPPOLoss, compile_loss
+from klppo_compile import KLPENPPOLoss, compile_loss, compiling
 
 
 @pytest.fixture(autouse=True)
@@ -194,6 +197,22 @@ def test_compile_loss_serves_more_architectures_than_the_recompile_limit():
         compiled = compile_loss(KLPENPPOLoss(actor, critic), backend="eager")
         compiled(data)
     assert counters["stats"]["unique_graphs"] == 12
+
+
+@pytest.mark.skipif(not compiling.SEVERAL, reason="this torch takes no limit of a graph's own")
+def test_compile_loss_serves_more_kinds_of_call_than_torch_would():
+    actor, critic, data = problem("categorical")
+    loss = KLPENPPOLoss(actor, critic)
+    compiled = compile_loss(loss, backend="eager")
+    shapes = [(64,), (32,), (1,), (8, 8), (4, 8), (2, 4, 8), (1, 4), (2, 2, 2, 2)]
+    for shape, training in itertools.product(shapes, (True, False)):
+        loss.train(training)
+        compiled(data[: math.prod(shape)].reshape(shape))
+    limited = compile_loss(loss, backend="eager", recompile_limit=1)
+    limited(data)
+    loss.train()
+    with pytest.raises(RuntimeError, match=r"one for each kind of call .* this is one more"):
+        limited(data)
 
 
 @pytest.mark.parametrize("loaded", [False, True])

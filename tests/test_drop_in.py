@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
@@ -151,6 +152,36 @@ def test_keys_can_be_named():
     assert loss.tensor_keys.advantage == "advantage"
     with pytest.raises(ValueError, match="target is not an accepted tensordict key"):
         loss.set_keys(target="x")
+    loss.set_keys(action=["act"])  # as an actor of one key lists it
+    assert loss(named.rename_key_(("nested", "adv"), "advantage"))["kl"].equal(expected["kl"])
+
+
+def test_numbers_may_be_numpys():
+    actor, critic, _ = problem(CATEGORICAL)
+    loss = KLPENPPOLoss(
+        actor,
+        critic,
+        dtarg=np.float32(0.02),
+        beta=np.array(0.5),
+        increment=np.int64(3),
+        entropy_coeff=np.float32(0.25),
+        samples_mc_kl=np.int64(2),
+    )
+    loss.decrement = np.float64(0.25)
+    found = (loss.dtarg, loss.beta, loss.increment, loss.entropy_coeff, loss.decrement)
+    assert [round(float(x), 6) for x in found] == [0.02, 0.5, 3.0, 0.25, 0.25]
+    assert type(loss.samples_mc_kl) is int
+    for wrong in (np.bool_(True), np.ones(2), np.float32("nan")):
+        with pytest.raises(ValueError, match="dtarg must be"):
+            KLPENPPOLoss(actor, critic, dtarg=wrong)
+
+
+@pytest.mark.parametrize("name", ["make_value_estimator", "value_estimator", "loss_critic"])
+def test_what_torchrls_losses_have_besides_is_said_to_be_absent(name):
+    loss = KLPENPPOLoss(*problem(CATEGORICAL)[:2])
+    assert not hasattr(loss, name)
+    with pytest.raises(AttributeError, match=f"has no {name}: .*(GAE|Call the loss)"):
+        getattr(loss, name)
 
 
 def test_the_pages_spellings_work():

@@ -17,15 +17,17 @@ from torch.distributions import (
     AffineTransform,
     Categorical,
     Distribution,
+    Gamma,
     Independent,
     Normal,
+    Poisson,
     TanhTransform,
     TransformedDistribution,
 )
 from torch.nn.functional import one_hot
 
 from klppo_compile import KLPENPPOLoss
-from klppo_compile.registry import kl_divergence
+from klppo_compile.registry import distribution_entropy, kl_divergence
 from tests.builders import (
     CASES,
     LOC,
@@ -168,6 +170,19 @@ def test_transforms_of_other_kinds_do_not():
     exact = torch.distributions.kl_divergence(Normal(0.0, 2.0), Normal(0.0, 3.0))
     sampled = kl_divergence(old, new, 20_000)
     torch.testing.assert_close(sampled, exact.expand(4), atol=0.02, rtol=0)
+
+
+def test_an_entropy_that_torch_only_seems_to_have_is_sampled():
+    """Poisson's is its family's, which derives it from a measure that Poisson lacks."""
+    rate = torch.tensor([0.5, 2.0])
+    counts = torch.arange(60.0).unsqueeze(-1)
+    log_prob = Poisson(rate).log_prob(counts)
+    exact = -(log_prob.exp() * log_prob).sum(0)
+    torch.testing.assert_close(
+        distribution_entropy(Poisson(rate), 50_000), exact, atol=0.02, rtol=0
+    )
+    gamma = Gamma(rate, rate)
+    assert distribution_entropy(gamma, 1).equal(gamma.entropy())
 
 
 def test_a_registered_kl_of_the_users_own_is_used():

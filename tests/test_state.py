@@ -53,14 +53,36 @@ def test_an_estimators_numbers_are_tolerated():
     ours.load_state_dict(theirs.state_dict())
 
 
-@pytest.mark.parametrize("beta", [float("nan"), -5.0, 1e9])
-def test_a_checkpoint_with_a_bad_beta_is_refused(beta):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("beta", float("nan")), ("beta", -5.0), ("beta", float("inf")), ("entropy_coeff", -0.1)],
+)
+def test_a_checkpoint_with_a_bad_number_is_refused_and_changes_nothing(name, value):
     actor, critic, _ = problem(CATEGORICAL)
     loss = KLPENPPOLoss(actor, critic)
-    state = loss.state_dict() | {"beta": torch.tensor(beta)}
-    with pytest.raises(RuntimeError, match="beta must be"):
+    before = {key: x.clone() for key, x in loss.state_dict().items()}
+    state = {key: x + 1 for key, x in before.items()} | {name: torch.tensor(value)}
+    with pytest.raises(RuntimeError, match=f"this state dict can't be loaded: {name} must be"):
         loss.load_state_dict(state)
-    assert loss.beta == 1.0
+    torch.testing.assert_close(dict(loss.state_dict()), before, rtol=0, atol=0)
+
+
+def test_a_beta_that_torchrl_has_let_fall_out_of_bounds_is_taken_as_the_nearest():
+    actor, critic, data = problem(CATEGORICAL, moved=0.0)
+    theirs = TorchrlLoss(actor, critic)
+    for _ in range(21):  # the first minibatch of as many rollouts: a KL of 0
+        theirs(data)
+    assert theirs.beta < 1e-6
+    ours, state = KLPENPPOLoss(actor, critic), theirs.state_dict()
+    with pytest.warns(UserWarning, match=r"outside \[beta_min, beta_max\] = \[1e-06, 1e\+06\]"):
+        ours.load_state_dict(state)
+    assert ours.beta == torch.tensor(1e-6)
+    assert state["beta"] == theirs.beta  # the caller's is left alone
+    with pytest.warns(UserWarning, match="outside"):
+        ours.load_state_dict(state | {"beta": torch.tensor(1e9)})
+    assert ours.beta == 1e6
+    ours.load_state_dict(state | {"beta": torch.tensor(0.0)})
+    assert ours.beta == 0.0
 
 
 @pytest.mark.parametrize("name", [CATEGORICAL, "TanhNormal bounds", "MaskedCategorical"])
