@@ -1,8 +1,6 @@
 import io
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +12,6 @@ import pytest
 from klppo_compile import __version__, cli
 from klppo_compile.cli import COMMANDS, klppo, run
 from klppo_compile.commands import demo
-from klppo_compile.commands.interrupt import StopRequest
 from klppo_compile.commands.progress import free_folder
 from klppo_compile.exit_codes import CannotError, ExitCode
 from klppo_compile.export import deployment
@@ -53,18 +50,6 @@ SURFACE = {
     "bench report": "--accepted --commit-url --out --results",
     "bench convert": "--out --to",
 }
-
-
-def in_a_process(*arguments, **options):
-    """Start `klppo` in a process of its own, as a user does."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "klppo_compile.cli", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        **options,
-    )
 
 
 # The surface
@@ -365,61 +350,3 @@ def test_every_refusal_reaches_the_shell(capsys, monkeypatch):
     monkeypatch.setattr(klppo, "main", refuse)
     assert run([]) == ExitCode.CANNOT
     assert capsys.readouterr().err == "Error: the rule; what came; the fix\n"
-
-
-# Interruption
-
-
-def begin_a_long_run(folder):
-    """Start a run that won't end by itself, and wait until it has trained a little."""
-    arguments = ["--env", "CartPole-v1", "--out", str(folder), "--no-compile", "--epochs=1"]
-    process = in_a_process("train", *arguments, "--steps=200000")
-    for line in process.stderr:
-        if " of " in line:
-            return process
-    raise AssertionError(f"ended by itself: {process.wait()}")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_leaves_a_complete_folder_that_resumes(number, tmp_path):
-    folder = tmp_path / "run"
-    process = begin_a_long_run(folder)
-    process.send_signal(number)
-    output, error = process.communicate(timeout=60)
-    assert process.returncode == ExitCode.INTERRUPTED
-    assert "Stopping after this iteration" in error
-    assert "Traceback" not in error
-    assert f"Continue with: klppo train --resume {folder}" in output
-    run_folder = load_run(folder, "last")
-    assert (folder / "curves.png").stat().st_size > 10_000
-    rows = (folder / "metrics.csv").read_text().splitlines()
-    steps = int(rows[-1].split(",")[0])
-    assert len(run_folder.example) == 2048
-    assert run(["train", "--resume", str(folder), f"--steps={steps + 1}"]) == ExitCode.GOOD
-    assert len((folder / "metrics.csv").read_text().splitlines()) == len(rows) + 1
-
-
-def test_a_killed_run_resumes_from_its_last_save(tmp_path, capsys):
-    folder = tmp_path / "run"
-    process = begin_a_long_run(folder)
-    process.kill()
-    process.communicate(timeout=60)
-    # What a process leaves that dies while it replaces the rollout.
-    (folder / "rollout").rename(folder / ".rollout.1.old")
-    (folder / ".best.safetensors.1.tmp").write_bytes(b"half")
-    assert run(["train", "--resume", str(folder), "--steps=4096"]) == ExitCode.GOOD
-    iterations = [row.split(",")[1] for row in (folder / "metrics.csv").read_text().splitlines()]
-    assert iterations == ["iteration", "1", "2"]
-    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
-
-
-def test_a_second_ctrl_c_ends_at_once(capsys):
-    before = signal.getsignal(signal.SIGINT)
-    with StopRequest("Stopping.") as stop:
-        assert not stop()
-        signal.raise_signal(signal.SIGINT)
-        assert stop()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
-    assert capsys.readouterr().err == "\nStopping. Press Ctrl-C again to quit at once.\n"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from klppo_compile.commands.interrupt import loading
 from klppo_compile.commands.verdict import positive, provider_option
 from klppo_compile.exit_codes import ExitCode, FailedError
 
@@ -35,8 +36,9 @@ def command(
     With --target against eager PyTorch, as the export did. Without, which needs no torch, row by
     row against the CPU provider.
     """
-    from klppo_compile.export.checking import check_file
-    from klppo_compile.export.report import to_json_number
+    with loading("onnxruntime", "onnx", *(["torch"] if target else [])):
+        from klppo_compile.export.checking import check_file
+        from klppo_compile.export.report import to_json_number
 
     found = check_file(
         file,

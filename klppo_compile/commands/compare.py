@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from klppo_compile.commands.interrupt import loading
 from klppo_compile.commands.outputs import require_apart
 from klppo_compile.commands.verdict import (
     conclude,
@@ -40,12 +41,13 @@ def command(
     recorded the rollout.
     """
     span = rows_range(rows)
-    from klppo_compile.export.comparison import compare, needed_inputs
-    from klppo_compile.export.data import open_rollout
-    from klppo_compile.export.evaluation import BATCH_ROWS
-    from klppo_compile.export.gates import require_able_to_fail
-    from klppo_compile.export.manifest import sidecar_path
-    from klppo_compile.export.runtime import open_file
+    with loading("onnxruntime"):
+        from klppo_compile.export.comparison import compare, needed_inputs
+        from klppo_compile.export.data import open_rollout
+        from klppo_compile.export.evaluation import BATCH_ROWS
+        from klppo_compile.export.gates import require_able_to_fail
+        from klppo_compile.export.manifest import sidecar_path
+        from klppo_compile.export.runtime import open_file
 
     files = (old, sidecar_path(old), new, sidecar_path(new))
     require_apart(results(options), (*files, data))

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
+from klppo_compile.commands.interrupt import loading
 from klppo_compile.commands.plain import add_columns, plain
-from klppo_compile.commands.progress import free_folder, watch
+from klppo_compile.commands.progress import free_folder, gentle_stop, watch
 from klppo_compile.exit_codes import ExitCode
 from klppo_compile.training.settings import TrainSettings
 
@@ -38,27 +39,32 @@ def command(seed: int, steps: int, out: Path, no_compile: bool) -> ExitCode:
     Then export, check, evaluate and gate the policies with ONNX Runtime, where it is installed.
     Takes two minutes in all on two cores.
     """
-    from klppo_compile.training.train import train
+    with loading():
+        from klppo_compile.training.train import train
 
     table = Table(title="Mean return of 20 evaluation episodes")
     add_columns(table, "environment")
     add_columns(table, "before", "after", "steps", "seconds", justify="right")
     folders = []
-    for env in ENVIRONMENTS:
-        settings = TrainSettings(env=env, seed=seed, steps=steps, compile=not no_compile)
-        result = watch(settings, partial(train, settings, free_folder(out, settings)))
-        folders.append(result.folder)
-        after = f"{result.after.mean:.1f} ± {result.after.std:.1f}" if result.after else "stopped"
-        before = f"{result.before.mean:.1f} ± {result.before.std:.1f}"
-        table.add_row(env, before, after, f"{result.last.step:,}", f"{result.last.seconds:.0f}")
-        if not result.finished:
-            break
+    # Over all runs: one that was asked to stop in its last iteration has finished all the same.
+    with gentle_stop() as stop:
+        for env in ENVIRONMENTS:
+            settings = TrainSettings(env=env, seed=seed, steps=steps, compile=not no_compile)
+            result = watch(settings, partial(train, settings, free_folder(out, settings)), stop)
+            folders.append(result.folder)
+            after = (
+                f"{result.after.mean:.1f} ± {result.after.std:.1f}" if result.after else "stopped"
+            )
+            before = f"{result.before.mean:.1f} ± {result.before.std:.1f}"
+            table.add_row(env, before, after, f"{result.last.step:,}", f"{result.last.seconds:.0f}")
+            if stop.requested:
+                break
     plain().print(table)
-    passed = _deploy(folders) if result.finished else True
+    passed = stop.requested or _deploy(folders)
     click.echo("Early, best and last policy, the last rollout, metrics.csv and curves.png are in")
     for folder in folders:
         click.echo(f"  {folder}")
-    if not result.finished:
+    if stop.requested:
         return ExitCode.INTERRUPTED
     return ExitCode.GOOD if passed else ExitCode.FAILED
 
@@ -68,7 +74,8 @@ def _deploy(folders: list[Path]) -> bool:
     if find_spec("onnxscript") is None or find_spec("onnxruntime") is None:
         click.echo("Not exported: run pip install 'klppo-compile[export]' for that part.")
         return True
-    from klppo_compile.export.deployment import deploy
+    with loading():
+        from klppo_compile.export.deployment import deploy
 
     table = Table(title="Exported, checked, evaluated with ONNX Runtime")
     add_columns(table, "best.onnx of")

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from klppo_compile.commands.interrupt import loading
 from klppo_compile.commands.outputs import require_apart
 from klppo_compile.commands.verdict import (
     conclude,
@@ -46,11 +47,12 @@ def command(
     sample size, entropy, losses. Gates turn that into an exit code.
     """
     span = rows_range(rows)
-    from klppo_compile.export.data import open_rollout
-    from klppo_compile.export.evaluation import BATCH_ROWS, evaluate, read_scalars
-    from klppo_compile.export.gates import require_able_to_fail
-    from klppo_compile.export.manifest import sidecar_path
-    from klppo_compile.export.runtime import open_file
+    with loading("onnxruntime"):
+        from klppo_compile.export.data import open_rollout
+        from klppo_compile.export.evaluation import BATCH_ROWS, evaluate, read_scalars
+        from klppo_compile.export.gates import require_able_to_fail
+        from klppo_compile.export.manifest import sidecar_path
+        from klppo_compile.export.runtime import open_file
 
     require_apart(results(options), (file, sidecar_path(file), data))
     opened = open_file(file, provider)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
+from klppo_compile.commands.interrupt import loading
 from klppo_compile.commands.plain import add_columns, plain
 from klppo_compile.commands.verdict import positive
 from klppo_compile.exit_codes import BadInputError, ExitCode
@@ -75,8 +76,9 @@ def command(
     KLPENPPOLoss, or that and an example rollout. A factory's module is run.
     """
     size = _batch(batch)
-    from klppo_compile.export.exporting import export_loss, require_ready
-    from klppo_compile.export.target import resolve
+    with loading("onnxscript", "onnxruntime"):
+        from klppo_compile.export.exporting import export_loss, require_ready
+        from klppo_compile.export.target import resolve
 
     require_ready(form, opset, out)
     found = resolve(target, checkpoint, data)

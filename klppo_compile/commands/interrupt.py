@@ -1,6 +1,10 @@
-"""Ctrl-C as a request: the first ends the work at its next good moment, the second at once."""
+"""Ctrl-C: a request while work goes on, the end of the process while libraries load."""
 
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -9,8 +13,34 @@ import click
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+@contextmanager
+def loading(*later: str) -> Iterator[None]:
+    """Let Ctrl-C end the process while libraries are imported, when nothing has been begun.
+
+    Some swallow a KeyboardInterrupt there, and others are left half imported or abort. `later`
+    names those that are imported deep inside the work, to be imported here too.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    # A handler of the caller's own is the caller's choice.
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+        for name in later:
+            # Whoever needs one that is missing says so.
+            with suppress(ImportError):
+                import_module(name)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class StopRequest:
-    """While entered, remembers that the user or the system asked the process to stop."""
+    """While entered, remembers that the user or the system asked the process to stop.
+
+    The first Ctrl-C ends the work at its next good moment, the second at once.
+    """
 
     def __init__(self, notice: str) -> None:
         self.notice = notice

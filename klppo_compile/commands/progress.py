@@ -79,12 +79,17 @@ class TrainingProgress:
             )
 
 
-def watch(settings: "TrainSettings", start: "Callable[..., TrainResult]") -> "TrainResult":
-    """Run `start(report=..., should_stop=...)` behind a progress bar; Ctrl-C ends it gently."""
-    notice = "Stopping after this iteration, with a complete run folder."
+def gentle_stop() -> StopRequest:
+    """The request that Ctrl-C is to a run."""
+    return StopRequest("Stopping after this iteration, with a complete run folder.")
+
+
+def watch(
+    settings: "TrainSettings", start: "Callable[..., TrainResult]", stop: StopRequest
+) -> "TrainResult":
+    """Run `start(report=..., should_stop=...)` behind a progress bar."""
     # On stderr, so that a pipe gets only the result.
-    console = plain(stderr=True)
-    with StopRequest(notice) as stop, TrainingProgress(console, settings) as progress:
+    with TrainingProgress(plain(stderr=True), settings) as progress:
         return start(report=progress, should_stop=stop)
 
 

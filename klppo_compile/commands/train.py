@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from klppo_compile.commands.progress import free_folder, watch
+from klppo_compile.commands.interrupt import loading
+from klppo_compile.commands.progress import free_folder, gentle_stop, watch
 from klppo_compile.exit_codes import ExitCode
 from klppo_compile.training.settings import TrainSettings
 
@@ -74,9 +75,12 @@ def command(
     if env is None:
         raise click.UsageError("Missing option '--env'. Name an environment, such as CartPole-v1.")
     settings = TrainSettings(env=env, compile=not no_compile, **options)
-    from klppo_compile.training.train import train
+    with loading():
+        from klppo_compile.training.train import train
 
-    result = watch(settings, partial(train, settings, out or free_folder(Path("runs"), settings)))
+    start = partial(train, settings, out or free_folder(Path("runs"), settings))
+    with gentle_stop() as stop:
+        result = watch(settings, start, stop)
     return _conclude(settings, result)
 
 
@@ -90,8 +94,9 @@ def _resume(ctx: click.Context, folder: Path) -> ExitCode:
             f"{flag} can't be given with --resume, which takes it from the run's config.json."
             " Leave it out, or start a new run."
         )
-    from klppo_compile.training.run_folder import RunFolder
-    from klppo_compile.training.train import resume
+    with loading():
+        from klppo_compile.training.run_folder import RunFolder
+        from klppo_compile.training.train import resume
 
     settings = RunFolder(folder).read_config().settings
     settings = replace(
@@ -99,9 +104,9 @@ def _resume(ctx: click.Context, folder: Path) -> ExitCode:
         steps=ctx.params["steps"] if "steps" in given else settings.steps,
         compile=settings.compile and not ctx.params["no_compile"],
     )
-    result = watch(
-        settings, partial(resume, folder, steps=settings.steps, compile_graph=settings.compile)
-    )
+    start = partial(resume, folder, steps=settings.steps, compile_graph=settings.compile)
+    with gentle_stop() as stop:
+        result = watch(settings, start, stop)
     return _conclude(settings, result)
 
 
