@@ -1,3 +1,6 @@
+import json
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
@@ -63,6 +66,13 @@ def test_an_id_that_names_nothing_is_refused(env):
         make_environments(env, 1)
 
 
+def test_a_module_that_exits_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "leaving_module_of_a_user.py").write_text("import sys; sys.exit(1)")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BadInputError, match=r"gymnasium.make can make; got SystemExit: 1\. Regis"):
+        make_environments("leaving_module_of_a_user:Thing-v0", 1)
+
+
 def raising():
     raise FileNotFoundError("no map at level.json")
 
@@ -71,6 +81,7 @@ def raising():
     ("entry_point", "reason"),
     [
         (raising, r"FileNotFoundError: no map at level.json\. Register"),
+        (sys.exit, r"SystemExit\. Register"),
         (Mirror, "TypeError: .*missing 1 required positional argument: 'action_space'"),
         (dict, "TypeError: The environment must inherit"),
     ],
@@ -87,6 +98,10 @@ def one_over_zero(self, action):
     return 1 / 0
 
 
+def leaving(self, action):
+    sys.exit(1)
+
+
 def old_reset(self, **options):
     return np.zeros(3)
 
@@ -99,6 +114,10 @@ FAULTS = {
     "step raises": (
         {"step": one_over_zero},
         r"step gave ZeroDivisionError \(.*test_environments.py, line \d+\): division by zero\.",
+    ),
+    "step exits": (
+        {"step": leaving},
+        r"step gave SystemExit \(.*test_environments.py, line \d+\): 1\. Mend",
     ),
     "reset without a seed": ({"reset": Mirror._observe}, "reset gave TypeError"),
     "old reset": ({"reset": old_reset}, "reset gave ValueError: too many"),
@@ -143,3 +162,39 @@ def test_a_fault_during_training_keeps_what_was_saved(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert load_run(tmp_path / "run", "last").example.shape == (128,)
     assert resume(tmp_path / "run").finished
+
+
+@pytest.mark.parametrize("method", ["close", "step"])
+def test_a_close_that_fails_hides_neither_the_run_nor_another_fault(method, tmp_path, monkeypatch):
+    closed = []
+
+    def close(self):
+        closed.append(self)
+        one_over_zero(self, 0)
+
+    def on_the_last(row):
+        if row.iteration == 3 or method == "step":
+            monkeypatch.setattr(Mirror, "close", close)
+            monkeypatch.setattr(Mirror, method, close if method == "close" else old_reset)
+
+    settings = settings_for("Box")
+    if method == "step":
+        with pytest.raises(CannotError, match="its step gave TypeError"):
+            train(settings, tmp_path / "run", report=on_the_last)
+    else:
+        assert train(settings, tmp_path / "run", report=on_the_last).finished
+        assert json.loads((tmp_path / "run" / "summary.json").read_text())["after"]
+    assert len(set(closed)) == settings.num_envs + (20 if method == "close" else 0)
+
+
+def test_a_run_is_saved_before_its_environments_are_closed(tmp_path, monkeypatch):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    def on_the_last(row):
+        if row.iteration == 3:
+            monkeypatch.setattr(Mirror, "close", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings_for("Box"), tmp_path / "run", report=on_the_last)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["iterations"] == 3

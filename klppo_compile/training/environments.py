@@ -1,5 +1,7 @@
 """Gymnasium environments: made, stepped side by side, and refused in words when they don't fit."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from traceback import extract_tb
 from typing import Any
 
@@ -21,7 +23,8 @@ class Guarded(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     Gymnasium keeps the observation that ended an episode by reference while it restarts the
     environment: one that writes its only array in place would overwrite it there. Infos are left
-    out: nobody here reads them, and Gymnasium can't batch every one.
+    out: nobody here reads them, and Gymnasium can't batch every one. An exit is a fault like any
+    other: it would end the run without a word.
     """
 
     def __init__(self, env: "gymnasium.Env[Any, Any]", name: str) -> None:
@@ -37,7 +40,7 @@ class Guarded(gymnasium.Wrapper[Any, Any, Any, Any]):
         try:
             observation, _ = self.env.reset(seed=seed, options=options)
             return self._copy(observation), {}
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._fault("reset", error) from error
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -46,14 +49,14 @@ class Guarded(gymnasium.Wrapper[Any, Any, Any, Any]):
             observation, reward, terminated, truncated, _ = self.env.step(action)
             number = np.asarray(reward, np.float64).item()
             return self._copy(observation), number, bool(terminated), bool(truncated), {}
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._fault("step", error) from error
 
     def close(self) -> None:
         """Free what the environment holds."""
         try:
             self.env.close()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._fault("close", error) from error
 
     def _copy(self, observation: Any) -> NDArray[Any]:
@@ -62,7 +65,7 @@ class Guarded(gymnasium.Wrapper[Any, Any, Any, Any]):
             raise ValueError(f"an observation of shape {array.shape} in a space of {self.shape}")
         return array.astype(self.dtype, casting="same_kind")
 
-    def _fault(self, method: str, error: Exception) -> CannotError:
+    def _fault(self, method: str, error: BaseException) -> CannotError:
         """Say what went wrong, and where, for the user has to find it without a traceback."""
         frames = [frame for frame in extract_tb(error.__traceback__) if frame.filename != __file__]
         where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
@@ -85,8 +88,21 @@ def make_environments(env: str, count: int) -> "SyncVectorEnv[NDArray[Any], NDAr
 
     try:
         return SyncVectorEnv([make] * count, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _refusal(env, error) from error
+
+
+@contextmanager
+def opened(env: str, count: int) -> Iterator["SyncVectorEnv[NDArray[Any], NDArray[Any]]"]:
+    """Make environments to be stepped; a close that fails takes nothing back of what they gave."""
+    environments = make_environments(env, count)
+    try:
+        yield environments
+    finally:
+        for one in environments.envs:
+            with suppress(CannotError):
+                one.close()
+        environments.closed = True  # or Gymnasium 1.0 closes it again when it is collected
 
 
 def final_observations(infos: dict[str, Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -102,7 +118,7 @@ def seeds_for(seed: int, purpose: int, count: int) -> list[int]:
     return [int(word) for word in np.random.SeedSequence([seed, purpose]).generate_state(count)]
 
 
-def _refusal(env: str, error: Exception) -> RefusalError:
+def _refusal(env: str, error: BaseException) -> RefusalError:
     """Tell apart why an environment could not be made: its packages, its id, or its own code."""
     if isinstance(error, gymnasium.error.DependencyNotInstalled):
         mujoco = " MuJoCo comes with pip install 'klppo-compile[train]'."
@@ -130,11 +146,11 @@ def _refusal(env: str, error: Exception) -> RefusalError:
     )
 
 
-def _said(error: Exception, where: str = "") -> str:
+def _said(error: BaseException, where: str = "") -> str:
     """Return an error's type, place and text as one line that ends in a full stop."""
     return f"{type(error).__name__}{where}" + (f": {_line(error)}" if str(error) else ".")
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     """Return an error's text as one line that ends in a full stop."""
     return " ".join(str(error).split()).rstrip(".") + "."

@@ -1,6 +1,5 @@
 """What a policy is worth: whole episodes, actions drawn from it as in training."""
 
-from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +7,7 @@ import torch
 
 from klppo_compile.training.acting import draw, require_finite
 from klppo_compile.training.agent import Agent
-from klppo_compile.training.environments import make_environments, seeds_for
+from klppo_compile.training.environments import opened, seeds_for
 from klppo_compile.training.spaces import ActionSpec
 
 EPISODES = 20
@@ -38,7 +37,7 @@ def evaluate(
     """
     with (
         torch.random.fork_rng(devices=[]),
-        closing(make_environments(env, episodes)) as environments,
+        opened(env, episodes) as environments,
     ):
         torch.manual_seed(seed)
         observation, _ = environments.reset(seed=list(seeds_for(seed, 0, episodes)))

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from klppo_compile.exit_codes import BadInputError, CannotError
-from klppo_compile.training.environments import make_environments, seeds_for
+from klppo_compile.training.environments import make_environments, opened, seeds_for
 from klppo_compile.training.evaluation import Evaluation, evaluate
 from klppo_compile.training.metrics import MetricsRow, write_metrics
 from klppo_compile.training.recorder import Recorder
@@ -119,7 +119,7 @@ def _run(recorder: Recorder, report: Report, should_stop: ShouldStop) -> TrainRe
     settings = session.config.settings
     saved = time.perf_counter()
     began = saved - session.seconds
-    with closing(make_environments(settings.env, settings.num_envs)) as environments:
+    with opened(settings.env, settings.num_envs) as environments:
         seeds = seeds_for(settings.seed, 1 + session.iteration, settings.num_envs)
         collector = Collector(environments, session.agent, session.config.action, seeds)
         while True:
@@ -134,8 +134,8 @@ def _run(recorder: Recorder, report: Report, should_stop: ShouldStop) -> TrainRe
             if session.iteration == 1 or time.perf_counter() - saved > SAVE_EVERY_SECONDS:
                 recorder.save(rollout)
                 saved = time.perf_counter()
-    # Before the evaluation, which may fail or be interrupted.
-    recorder.save(rollout)
+        # Before the environments are closed and the evaluation, which may be interrupted.
+        recorder.save(rollout)
     after = _evaluate(session) if finished else None
     if after is not None:
         recorder.conclude(after)
