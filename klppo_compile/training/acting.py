@@ -1,4 +1,6 @@
-"""Acting: actions drawn from the policy, and numbers that aren't finite refused on the way."""
+"""Acting: actions drawn from the policy; numbers that would spoil it refused on the way."""
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,6 +8,11 @@ from torch import Tensor
 
 from klppo_compile.exit_codes import CannotError
 from klppo_compile.training.agent import Agent
+
+LARGEST_OBSERVATION = 1e19
+"""Its square, as large as a variance can be, is finite in float32."""
+LARGEST_REWARD = 1e100
+"""Summed over a rollout, its square is finite in float64."""
 
 
 def draw(agent: Agent, observation: Tensor, of: str) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -18,15 +25,21 @@ def draw(agent: Agent, observation: Tensor, of: str) -> tuple[Tensor, tuple[Tens
     # One look, for this is asked at every step: NaN that is observed comes through to the head.
     # No look at -inf: that is the logit of a choice that isn't there.
     if not all(part.numpy().max() < np.inf for part in head):
-        require_finite(observation.numpy(), f"observation of {of}")
+        require_moderate(observation.numpy(), f"observation of {of}")
         raise _not_finite(f"policy of {of}")
     return agent.distribution(*head).sample(), head
 
 
-def require_finite(numbers: NDArray[np.floating], each: str) -> None:
+def require_moderate(numbers: NDArray[Any], each: str, limit: float = LARGEST_OBSERVATION) -> None:
     """Refuse numbers that would destroy the weights or mean nothing as a result."""
-    if not np.isfinite(numbers).all():
+    largest = max(float(numbers.max(initial=0)), -float(numbers.min(initial=0)))
+    if not np.isfinite(largest):
         raise _not_finite(each)
+    if largest > limit:
+        raise CannotError(
+            f"every {each} must be at most {limit:g} in magnitude, so that variances stay finite;"
+            f" got {largest:.2g}. Scale it or clip it in the environment."
+        )
 
 
 def _not_finite(each: str) -> CannotError:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from klppo_compile.training.acting import draw, require_finite
+from klppo_compile.training.acting import LARGEST_REWARD, draw, require_moderate
 from klppo_compile.training.agent import Agent
 from klppo_compile.training.environments import opened, seeds_for
 from klppo_compile.training.spaces import ActionSpec
@@ -44,14 +44,14 @@ def evaluate(
         returns = np.zeros(episodes)
         running = np.ones(episodes, np.bool_)
         for _ in range(MAX_STEPS):
-            seen = torch.from_numpy(np.array(observation, np.float32))
-            seen[torch.from_numpy(~running)] = 0.0  # of what is over nothing is asked
-            require_finite(seen.numpy(), "observation of an evaluation")
-            chosen, _ = draw(agent, seen, "an evaluation")
+            seen = np.array(observation)
+            seen[~running] = 0  # of what is over nothing is asked
+            require_moderate(seen, "observation of an evaluation")
+            chosen, _ = draw(agent, torch.from_numpy(seen.astype(np.float32)), "an evaluation")
             observation, reward, terminated, truncated, _ = environments.step(
                 action.to_environment(chosen.numpy())
             )
-            require_finite(reward[running], "reward of an evaluation")
+            require_moderate(reward[running], "reward of an evaluation", LARGEST_REWARD)
             returns += np.where(running, reward, 0.0)
             running &= ~(terminated | truncated)
             if not running.any():

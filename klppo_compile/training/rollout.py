@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from klppo_compile.exit_codes import CannotError
-from klppo_compile.training.acting import draw, require_finite
+from klppo_compile.training.acting import LARGEST_REWARD, draw, require_moderate
 from klppo_compile.training.agent import Agent
 from klppo_compile.training.environments import final_observations
 from klppo_compile.training.normaliser import RunningMoments
@@ -98,9 +98,9 @@ class Collector:
             final_observation=torch.from_numpy(final),
             episode_returns=returns,
         )
-        require_finite(reward, "reward of a rollout")
-        require_finite(observation.numpy(), "observation of a rollout")
-        require_finite(final, "final observation of a rollout")
+        require_moderate(reward, "reward of a rollout", LARGEST_REWARD)
+        require_moderate(observation.numpy(), "observation of a rollout")
+        require_moderate(final, "final observation of a rollout")
         return experience
 
 
