@@ -75,6 +75,7 @@ SPACES = {
     "MultiBinary": lambda: spaces.MultiBinary((1, 2)),
     "Box": lambda: spaces.Box(np.float32([[-2, 5]]), np.float32([[2, 9]])),
     "IntegerBox": lambda: spaces.Box(0, 4, (2,), np.int32),
+    "BoolBox": lambda: spaces.Box(0, 1, (2,), np.bool_),
 }
 
 

@@ -34,6 +34,16 @@ def test_spaces_survive_json_and_actions_fit_the_environment(kind):
     assert all(space.contains(one) for one in batch)
 
 
+@pytest.mark.parametrize("start", [-(2**40), -(2**63), 2**63 - 3])
+def test_any_start_of_a_discrete_space_survives_json(start):
+    specs = (
+        describe_observations(spaces.Box(-1, 1)),
+        describe_actions(spaces.Discrete(3, start=start)),
+    )
+    assert specs_from_json(json.loads(json.dumps(specs_to_json(*specs)))) == specs
+    assert specs[1].to_environment(np.arange(3)).tolist() == [start, start + 1, start + 2]
+
+
 @pytest.mark.parametrize(
     ("describe", "space", "reason"),
     [

@@ -22,6 +22,7 @@ from tests.training_cases import FILES, metrics_of, same_files, settings_for
     ("changes", "reason"),
     [
         ({"steps": 0}, "steps must be at least 1; got 0"),
+        ({"steps": 10**400}, "steps must be at most 1,000,000,000,000,000; got 1000"),
         ({"num_envs": -1}, "num_envs must be at least 1"),
         ({"seed": -1}, "seed must be from 0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
@@ -32,6 +33,8 @@ from tests.training_cases import FILES, metrics_of, same_files, settings_for
         ({"entropy_coef": 1e39}, "entropy_coef must be 0 or more, and finite, in float32 too"),
         ({"horizon": 10**12}, r"num_envs \* horizon, the rows of a rollout, must be at most"),
         ({"gamma": 1.5}, "gamma must be from 0 to 1"),
+        ({"gamma": 10**400}, "gamma must be from 0 to 1"),
+        ({"learning_rate": 10**400}, "learning_rate must be positive"),
         ({"entropy_coef": -0.1}, "entropy_coef must be 0 or more"),
         ({"minibatch_size": 100}, r"must divide num_envs \* horizon.*Use 4"),
     ],
@@ -63,6 +66,11 @@ def test_every_kind_of_action_is_learnt(kind, tmp_path):
 def test_image_observations_train(tmp_path):
     train(settings_for("Image"), tmp_path / "run")
     assert load_run(tmp_path / "run").example["observation"].shape == (128, 2, 3)
+
+
+def test_rollouts_of_one_row_train(tmp_path):
+    one = settings_for("Box", steps=2, num_envs=1, horizon=1, minibatch_size=1)
+    assert train(one, tmp_path / "run").finished
 
 
 @pytest.mark.parametrize("env", ["Acrobot-v1", "Pendulum-v1", "InvertedPendulum-v5"])

@@ -145,4 +145,4 @@ class Session:
 def _explained_variance(rollout: TensorDict) -> float:
     """Return 1 - Var[target - value] / Var[target], nan for constant targets."""
     target, value = rollout["value_target"], rollout["state_value"]
-    return float(1 - (target - value).var() / target.var())
+    return float(1 - (target - value).var(correction=0) / target.var(correction=0))

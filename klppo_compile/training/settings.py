@@ -11,6 +11,7 @@ from typing import Any
 
 from klppo_compile.exit_codes import BadInputError
 
+MOST_STEPS = 10**15  # thirty years at a million a second
 MOST_ROWS = 100_000_000  # a rollout is held in memory, a hundred bytes a row at least
 
 
@@ -47,6 +48,10 @@ class TrainSettings:
                 raise BadInputError(
                     f"{name} must be at least 1; got {getattr(self, name)}. Give a positive number."
                 )
+        if self.steps > MOST_STEPS:
+            raise BadInputError(
+                f"steps must be at most {MOST_STEPS:,}; got {self.steps}. Give fewer."
+            )
         if not 0 <= self.seed < 2**32:
             raise BadInputError(
                 f"seed must be from 0 to {2**32 - 1}; got {self.seed}. Give a seed in that range."
@@ -71,8 +76,11 @@ class TrainSettings:
 
     def _require(self, name: str, holds: Callable[[float], bool], rule: str) -> None:
         value = getattr(self, name)
-        held = c_float(value).value  # what the loss makes of it
-        if not all(holds(x) and math.isfinite(x) for x in (value, held)):
+        try:
+            held = c_float(value).value  # what the loss makes of it
+        except OverflowError:  # an integer, from a config.json
+            held = math.inf
+        if not all(holds(x) and math.isfinite(x) for x in (held, value)):
             raise BadInputError(
                 f"{name} must be {rule}, in float32 too; got {value}. Give a value in that range."
             )
@@ -85,7 +93,7 @@ class TrainSettings:
     @property
     def iterations(self) -> int:
         """Rollouts, each followed by an update."""
-        return math.ceil(self.steps / self.rollout_size)
+        return -(-self.steps // self.rollout_size)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values."""

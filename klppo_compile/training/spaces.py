@@ -67,7 +67,8 @@ class ActionSpec:
         if self.kind == "box":
             low, high = self.bounds()
             action = np.clip(action, low, high)
-            if np.issubdtype(np.dtype(self.dtype), np.integer):
+            # To the nearest: a cast would cut off, and make any bool but 0 true.
+            if not np.issubdtype(np.dtype(self.dtype), np.floating):
                 action = np.rint(action)
         return action.reshape(batch).astype(self.dtype)
 
@@ -161,7 +162,7 @@ def specs_from_json(values: Mapping[str, Any]) -> tuple[ObservationSpec, ActionS
 
 
 def _integers(values: Any) -> tuple[int, ...]:
-    if any(type(value) is not int or value < -(2**31) for value in values):
+    if any(type(value) is not int or not -(2**63) <= value < 2**63 for value in values):
         raise TypeError(f"integers expected, got {values!r}")
     return tuple(values)
 
