@@ -1,5 +1,7 @@
+import errno
 import json
 import shutil
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -112,6 +114,37 @@ def test_a_rollout_that_finds_no_room_is_refused_and_leaves_nothing(tmp_path, la
     assert (TensorDict.load_memmap(folder.rollout) == kept).all()
 
 
+@pytest.mark.parametrize("interrupted", [1, 2])
+def test_a_rollout_outlives_an_interrupt_of_its_replacement(interrupted, tmp_path, monkeypatch):
+    folder, rename, calls = RunFolder(tmp_path), Path.rename, []
+    kept = TensorDict(action=torch.zeros(3), batch_size=[3])
+    folder.write_rollout(kept)
+
+    def interrupt(self, target):
+        calls.append(self)
+        if len(calls) == 2 and interrupted == 1:
+            raise KeyboardInterrupt
+        rename(self, target)
+        if len(calls) == 1 and interrupted == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        folder.write_rollout(TensorDict(action=torch.ones(3), batch_size=[3]))
+    assert [path.name for path in tmp_path.iterdir()] == ["rollout"]
+    assert (TensorDict.load_memmap(folder.rollout) == kept).all()
+
+
+def test_leftovers_that_cannot_be_removed_are_said(tmp_path, monkeypatch):
+    def refuse(self):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    (tmp_path / ".best.safetensors.1.tmp").write_bytes(b"half")
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(CannotError, match=rf"{tmp_path} must be writable; got Permission denied"):
+        RunFolder(tmp_path).sweep()
+
+
 # Folders that were damaged
 
 
@@ -143,6 +176,7 @@ def truncate(name):
 DAMAGES = {
     "no config": (lambda f: (f / "config.json").unlink(), "no\\s+config.json"),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json must be a JSON object"),
+    "deep JSON": (lambda f: (f / "config.json").write_text("[" * 100_000), "must be a JSON object"),
     "no object": (lambda f: (f / "config.json").write_text("[]"), "got a list"),
     "other format": (lambda f: edit_json(f / "config.json", lambda v: v.update(format=9)), "got 9"),
     "unknown setting": (
@@ -155,7 +189,7 @@ DAMAGES = {
     ),
     "impossible setting": (
         lambda f: edit_json(f / "config.json", lambda v: v["settings"].update(epochs=0)),
-        "epochs must be at least 1",
+        r"epochs must be at least 1; got 0\. Give a positive number\. Give an intact run folder\.$",
     ),
     "no spaces": (
         lambda f: edit_json(f / "config.json", lambda v: v["spaces"].pop("action")),
@@ -185,7 +219,10 @@ DAMAGES = {
         lambda f: edit_tensors(f / "best.safetensors", spoil_parameter),
         "has NaN or infinity",
     ),
-    "no rollout": (lambda f: (f / "rollout").rename(f / "elsewhere"), "rollout must be"),
+    "no rollout": (
+        lambda f: (f / "rollout").rename(f / "elsewhere"),
+        r"rollout must be .* No such file .*: '.*meta.json'\. Give an intact run folder\.$",
+    ),
     "rollout without a key": (
         lambda f: TensorDict(action=torch.zeros(3)).memmap(f / "rollout"),
         "got no observation",
@@ -223,6 +260,18 @@ RESUME_DAMAGES = {
         lambda f: (f / "summary.json").write_text('{"before": {"mean": 1}}'),
         "summary.json must be as klppo train wrote it",
     ),
+    "summary of words": (
+        lambda f: edit_json(f / "summary.json", lambda v: v["before"].update(mean="x")),
+        "numbers expected, got 'x'",
+    ),
+    "summary of NaN": (
+        lambda f: edit_json(f / "summary.json", lambda v: v["before"].update(std=float("nan"))),
+        "numbers expected, got nan",
+    ),
+    "summary out of range": (
+        lambda f: edit_json(f / "summary.json", lambda v: v["before"].update(mean=10**400)),
+        "numbers expected, got 1000",
+    ),
     "other environment": (
         lambda f: edit_json(f / "config.json", lambda v: v["settings"].update(env="CartPole-v1")),
         "other spaces",
@@ -239,6 +288,19 @@ def test_a_damaged_folder_is_not_resumed_and_left_alone(name, finished, tmp_path
     with pytest.raises(BadInputError, match=message):
         resume(folder, steps=10_000)
     assert contents(folder) == before
+
+
+def test_a_run_that_was_killed_before_its_first_save_says_so(finished, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.json", "metrics.csv"):
+        shutil.copy(finished[0] / name, folder)
+    with pytest.raises(BadInputError, match=rf"got {folder}, whose run has saved nothing\. Delete"):
+        resume(folder, steps=10_000)
+    with pytest.raises(BadInputError, match=r"Give another --out\.$"):
+        train(settings_for("MultiDiscrete"), folder)
+    with pytest.raises(BadInputError, match="or --resume to continue"):
+        train(settings_for("MultiDiscrete"), finished[0])
 
 
 def test_unknown_checkpoint_is_refused(finished):

@@ -46,8 +46,13 @@ def _rename(temporary: Path, path: Path) -> None:
     if temporary.is_dir() and path.exists():
         # A folder can't be renamed over a folder with files in it.
         retired = path.with_name(f".{path.name}.{os.getpid()}.old")
-        path.rename(retired)
-        temporary.rename(path)
+        try:
+            path.rename(retired)
+            temporary.rename(path)
+        except BaseException:  # Ctrl-C too
+            if retired.exists() and not path.exists():
+                retired.rename(path)
+            raise
         shutil.rmtree(retired)
     else:
         temporary.replace(path)
@@ -65,7 +70,7 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text())
         if not isinstance(values, dict):
             raise TypeError(f"a {type(values).__name__}")
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         raise BadInputError(
             f"{path} must be a JSON object; got {error}. Give an intact run folder."
         ) from error

@@ -1,6 +1,7 @@
 """What a run leaves in its folder while it goes on, so that it can stop at any moment."""
 
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, astuple
 
 from tensordict import TensorDict
 from torch import Tensor
@@ -42,10 +43,18 @@ class Recorder:
 
     def load(self) -> None:
         """Take over the record of an earlier stretch, and bring the session to its end."""
+        if not self.folder.saved():
+            raise BadInputError(
+                f"a run can be resumed from its first save on; got {self.folder.path}, whose run"
+                " has saved nothing. Delete the folder if that run is over, and start it anew."
+            )
         self.early = self.folder.read_checkpoint("early", self.session.loss)
         self.best = self.folder.read_checkpoint("best", self.session.loss)
         try:
             self.before = Evaluation(**read_json(self.folder.summary)["before"])
+            for value in astuple(self.before):
+                if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+                    raise TypeError(f"numbers expected, got {value!r}")
         except (KeyError, TypeError) as error:
             raise BadInputError(
                 f"{self.folder.summary} must be as klppo train wrote it; got {error!r}."

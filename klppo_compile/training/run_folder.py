@@ -77,9 +77,10 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
                 occupied = any(self.path.iterdir())
             if occupied:
+                resumed = ", or --resume to continue the run in it" if self.saved() else ""
                 raise BadInputError(
                     f"the run folder must be new or empty; got {self.path}, which holds files."
-                    " Give another --out, or --resume to continue the run in it."
+                    f" Give another --out{resumed}."
                 )
             try:
                 self.write_config(config)
@@ -92,11 +93,16 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove what a killed process left under temporary names."""
-        for path in (*self.path.glob(".*.tmp"), *self.path.glob(".*.old")):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        with writing(self.path):
+            for path in (*self.path.glob(".*.tmp"), *self.path.glob(".*.old")):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
+    def saved(self) -> bool:
+        """Whether a run was saved here: the last two files of a save are looked for."""
+        return self.summary.exists() or self.resume.exists()
 
     def discard(self) -> None:
         """Remove all that a run wrote which ended before its first save was whole."""
@@ -132,7 +138,7 @@ class RunFolder:
             observation, action = specs_from_json(values["spaces"])
         except (KeyError, AttributeError, BadInputError) as error:
             raise BadInputError(
-                f"{self.config} must be as klppo train wrote it: {error}."
+                f"{self.config} must be as klppo train wrote it: {str(error).rstrip('.')}."
                 " Give an intact run folder."
             ) from error
         return RunConfig(settings, observation, action)
@@ -161,7 +167,7 @@ class RunFolder:
         """
         names = (*ROLLOUT_KEYS, *head_keys)
         try:
-            leaves = read_json(self.rollout / "meta.json")
+            leaves = json.loads((self.rollout / "meta.json").read_text())
             missing = [name for name in names if name not in leaves]
             if missing:
                 raise ValueError(f"no {missing[0]}")
