@@ -113,12 +113,12 @@ def require_ready(form: str, opset: int, path: Path) -> None:
                 "torch writes ONNX with onnxscript, which is not installed. Run pip install"
                 " 'klppo-compile[export]'."
             )
+    manifests.require_writable(path)
     # By the ending, `check`, `evaluate` and `inspect` tell data from code; and a checkpoint has
     # another.
-    if path.suffix not in ({".onnx"} if form == "onnx" else PACKAGES):
+    if (path.suffix.lower() != ".onnx") if form == "onnx" else (path.suffix not in PACKAGES):
         ending = ".onnx" if form == "onnx" else ".pt2"
         raise BadInputError(f"a file of the format {form} ends in {ending}; got {path.name}.")
-    manifests.require_writable(path)
 
 
 def _write(

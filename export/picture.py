@@ -1,34 +1,14 @@
 """An evaluation as a picture: the KL over the rollout, and the histograms of KL and ratio."""
 
 import io
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from klppo_compile.exit_codes import BadInputError, MissingRequirementError
-from klppo_compile.export.manifest import require_writable, write_together
+from klppo_compile.export.manifest import write_together
 from klppo_compile.export.statistics import LogHistogram
 from klppo_compile.export.totals import Evaluation
-
-KINDS = ("png", "svg", "pdf", "jpg", "webp")
-
-
-def require_drawable(path: Path) -> None:
-    """Refuse a picture that can't be drawn, before the work and not after it."""
-    require_writable(path)
-    if kind_of(path) not in KINDS:
-        raise BadInputError(
-            f"a picture is one of {', '.join(KINDS)}, by its ending; got {path.name}."
-        )
-    if find_spec("matplotlib") is None:
-        raise MissingRequirementError("--picture needs matplotlib. Run pip install matplotlib.")
-
-
-def kind_of(path: Path) -> str:
-    """The ending of a file, as formats are named."""
-    return path.suffix.lstrip(".").lower()
 
 
 def draw(evaluation: Evaluation, path: Path, title: str) -> None:
@@ -45,7 +25,7 @@ def draw(evaluation: Evaluation, path: Path, title: str) -> None:
     ratio.axvline(1.0, color="black", linewidth=0.8)
     figure.suptitle(title)
     drawn = io.BytesIO()
-    figure.savefig(drawn, format=kind_of(path), dpi=120)
+    figure.savefig(drawn, format=path.suffix.lstrip(".").lower(), dpi=120)
     write_together([(path, drawn.getvalue())])
 
 

@@ -8,9 +8,11 @@ import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from ctypes import c_float
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 DEPRECATED_KEYS = {
@@ -58,10 +60,15 @@ def deprecated_keys(given: Mapping[str, Any]) -> dict[str, Any]:
     return {DEPRECATED_KEYS[old]: key for old, key in found.items()}
 
 
+def of_python(value: Any) -> Any:
+    """One of NumPy's numbers as Python's; what is none as it is."""
+    numpys = isinstance(value, (np.generic, np.ndarray)) and value.shape == ()
+    return value.item() if numpys and value.dtype.kind in "biuf" else value
+
+
 def number(name: str, value: Any) -> float:
     """A finite real number from Python's or NumPy's, or a one-element tensor."""
-    if getattr(value, "shape", None) == () and not isinstance(value, Tensor):
-        value = value.item()  # NumPy's
+    value = of_python(value)
     right_kind = isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
     if not right_kind or (isinstance(value, Tensor) and value.numel() != 1):
         raise ValueError(f"{name} must be a float or a scalar tensor, got {value!r}.")
@@ -107,7 +114,7 @@ def beta_within(beta: Tensor, bounds: tuple[float, float]) -> Tensor:
         UserWarning,
         stacklevel=2,
     )
-    return beta.clamp(low, high)
+    return torch.as_tensor(value, dtype=torch.float32).clamp(low, high)
 
 
 def check_numbers(given: Mapping[str, Any], optional: Collection[str]) -> dict[str, float | None]:
@@ -144,7 +151,8 @@ def entropy_coefficient(value: Any) -> float:
             "entropy_coeff as a mapping gives each head of a composite action its own; this "
             f"actor's action has one head. Got {dict(value)!r}; pass a number."
         )
-    if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
+    value = of_python(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
         raise TypeError(f"entropy_coeff must be a float or a Mapping[str, float], got {value!r}.")
     return check_number("entropy_coeff", value)
 

@@ -17,7 +17,7 @@ from io import TextIOWrapper
 import click
 
 from klppo_compile import __version__
-from klppo_compile.exit_codes import ExitCode, FailedError, RefusalError
+from klppo_compile.exit_codes import ExitCode, FailedError, RefusalError, as_object
 
 COMMANDS = {
     "demo": "klppo_compile.commands.demo",
@@ -149,9 +149,8 @@ def _print_json(error: Exception, code: ExitCode, text: str) -> ExitCode:
     Where the object can't be printed, that is the error: a traceback would end with 1.
     """
     found = error.report if isinstance(error, FailedError) else {}
-    what = {"kind": code.name.lower(), "message": text, "exit_code": int(code)}
     try:
-        click.echo(json.dumps({"error": what, **found}, indent=2, allow_nan=False))
+        click.echo(json.dumps(as_object(code, text) | found, indent=2, allow_nan=False))
     except BrokenPipeError:
         return ExitCode.UNREAD
     except OSError as problem:
@@ -162,10 +161,15 @@ def _print_json(error: Exception, code: ExitCode, text: str) -> ExitCode:
     return code
 
 
+def print_every_letter() -> None:
+    """Write out what standard output has no letter for, as standard error does."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """Run `klppo` on the process's own arguments."""
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error is
+    print_every_letter()
     sys.exit(run(sys.argv[1:]))
 
 

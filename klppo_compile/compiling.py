@@ -9,11 +9,8 @@ from typing import Any
 import torch
 from tensordict import MemoryMappedTensor, TensorDictBase
 from torch import Tensor
-from torch._dynamo.exc import (
-    BackendCompilerFailed,
-    FailOnRecompileLimitHit,
-    TorchDynamoException,
-)
+from torch._dynamo import config
+from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, TorchDynamoException
 from torch.nn.parameter import is_lazy
 
 from klppo_compile.loss import KLPENPPOLoss
@@ -27,9 +24,15 @@ FUSED_MULTIPLY_ADD = {"cpp.enable_floating_point_contract_flag": "fast"}
 UNCHECKED = {"size_asserts": False}
 
 # A loss has a graph for each kind of call: training, evaluation, ranks of a batch, settings. Torch
-# gives up after eight; torch 2.11 takes no other number here.
-SEVERAL = {"recompile_limit": 64}
-SEVERAL = SEVERAL if SEVERAL.keys() <= signature(torch.compile).parameters.keys() else {}
+# gives up after eight by default; torch 2.11 takes no other number here.
+KINDS = 64
+LIMITED = "recompile_limit" in signature(torch.compile).parameters
+
+RAISE = (
+    "Pass a larger recompile_limit to compile_loss"
+    if LIMITED
+    else "Raise torch._dynamo.config.recompile_limit"
+)
 
 # What Dynamo guards, by the names it gives: globals of ours and of the libraries, and classes.
 OURS = re.compile(
@@ -95,7 +98,9 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
     if "mode" not in options:  # torch takes one of the two
         ours = _options(loss, cudagraphs, inductor="backend" not in options)
         options["options"] = ours | options.get("options", {})
-    graph: Any = torch.compile(_apart(loss.run), fullgraph=True, **SEVERAL | options)
+    if LIMITED:
+        options.setdefault("recompile_limit", max(KINDS, config.recompile_limit))
+    graph: Any = torch.compile(_apart(loss.run), fullgraph=True, **options)
     met = False  # a memory-mapped tensor
 
     def compiled(tensordict: TensorDictBase) -> TensorDictBase:
@@ -111,8 +116,7 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
             raise RuntimeError(
                 "this loss must have no more graphs than torch's recompile_limit, one for each kind"
                 " of call (training, evaluation, ranks of the batch, settings); this is one more."
-                " TORCH_LOGS=recompiles says what changes. Raise"
-                " torch._dynamo.config.recompile_limit, or call the loss itself."
+                f" TORCH_LOGS=recompiles says what changes. {RAISE}, or call the loss itself."
             ) from error
         except TorchDynamoException as error:
             refused = error

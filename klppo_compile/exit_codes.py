@@ -28,6 +28,11 @@ class ExitCode(IntEnum):
     """Whoever read the output closed it, as `| head` does (128 + SIGPIPE, as shells have it)."""
 
 
+def as_object(code: ExitCode, text: str) -> dict[str, Any]:
+    """Return an error as `--json` prints it."""
+    return {"error": {"kind": code.name.lower(), "message": text, "exit_code": int(code)}}
+
+
 class RefusalError(Exception):
     """An error for the user: one clear line and an exit code."""
 

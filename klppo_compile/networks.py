@@ -87,9 +87,12 @@ class NetworkLoss(TensorDictModuleBase):  # type: ignore[misc]  # tensordict shi
                 return own
             params = getattr(self, name.removeprefix(TARGET_PREFIX))
             return None if params is None else params.data
-        if name in ABSENT:
-            raise AttributeError(f"KLPENPPOLoss has no {name}: {ABSENT[name]}")
-        return super().__getattr__(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            if name not in ABSENT:
+                raise
+            raise AttributeError(f"KLPENPPOLoss has no {name}: {ABSENT[name]}") from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "NetworkLoss":
         """Copy, with what the networks, the loss and each other share still shared.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from klppo_compile.cli import run
+from klppo_compile.cli import print_every_letter, run
 from klppo_compile.exit_codes import BadInputError, ExitCode, FailedError, MissingRequirementError
 
 NEEDS_TORCHRL = "The comparison needs torchrl: pip install 'klppo-compile[perf]'"
@@ -181,6 +181,7 @@ def inductor(chips: tuple[str, ...], heads: tuple[str, ...], rows: int, out: Pat
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a subcommand and return its exit code; errors are printed, never raised."""
+    print_every_letter()
     given = sys.argv[1:] if arguments is None else arguments
     return run(given, group, "python -m klppo_compile.perf")
 

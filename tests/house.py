@@ -77,7 +77,7 @@ OUTSIDE = {
     "liger_kernel": {"perf"},
     "jinja2": {"perf"},
     "matplotlib": {*TRAINER, "export", "perf"},
-    "numpy": {"coefficients", *TRAINER, *COMMANDS, "export", "perf"},
+    "numpy": {"arguments", "coefficients", *TRAINER, *COMMANDS, "export", "perf"},
     "onnx": {"export", "perf"},
     "onnxruntime": {"export", "perf"},
     "onnxscript": {"export", "perf"},

@@ -1,5 +1,6 @@
 """Ctrl-C: while libraries load, while a run goes on, and between the runs of a demo."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from klppo_compile.cli import run
 from klppo_compile.commands import demo
 from klppo_compile.commands.interrupt import StopRequest, loading
-from klppo_compile.exit_codes import ExitCode
+from klppo_compile.exit_codes import ExitCode, as_object
 from klppo_compile.training.loading import load_run
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +45,14 @@ def in_a_process(*arguments):
         ("onnxruntime", "check file.onnx --data=rollout"),
         ("torch", "check file.onnx --data=rollout --target=run"),
         ("onnxruntime", "evaluate file.onnx --data=rollout"),
+        ("numpy", "evaluate file.onnx --data=rollout --picture=kl.png"),
         ("onnxruntime", "compare file.onnx file.onnx --data=rollout"),
+        ("onnxruntime", "compare file.onnx file.onnx --data=rollout --json"),
+        ("numpy", "merge part.json"),
+        ("onnx", "inspect file.onnx"),
+        ("onnxruntime", "doctor"),
+        ("numpy", "bench compare a.json b.json --json"),
+        ("numpy", "bench report --out=page.html"),
     ],
 )
 def test_ctrl_c_ends_a_command_in_a_library_that_swallows_it(library, arguments, tmp_path):
@@ -59,14 +67,17 @@ def test_ctrl_c_ends_a_command_in_a_library_that_swallows_it(library, arguments,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
-    assert [path.name for path in tmp_path.glob("*.*")] == [f"{library}.py"]
+    assert (done.returncode, done.stderr) == (ExitCode.INTERRUPTED, "Interrupted.\n")
+    said = as_object(ExitCode.INTERRUPTED, "Interrupted.") if "--json" in arguments else None
+    assert (json.loads(done.stdout) if done.stdout else None) == said
+    left = {path.name for path in tmp_path.iterdir()} - {"__pycache__"}
+    assert left == {f"{library}.py"}
 
 
 def test_loading_gives_the_signal_back_and_leaves_a_callers_handler_alone():
     before = signal.getsignal(signal.SIGINT)
     with loading("no_such_module"):
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) not in (before, signal.SIG_DFL)
     assert signal.getsignal(signal.SIGINT) is before
     with StopRequest("Stopping.") as stop, loading():
         assert signal.getsignal(signal.SIGINT) == stop._receive

@@ -199,7 +199,7 @@ def test_compile_loss_serves_more_architectures_than_the_recompile_limit():
     assert counters["stats"]["unique_graphs"] == 12
 
 
-@pytest.mark.skipif(not compiling.SEVERAL, reason="this torch takes no limit of a graph's own")
+@pytest.mark.skipif(not compiling.LIMITED, reason="this torch takes no limit of a graph's own")
 def test_compile_loss_serves_more_kinds_of_call_than_torch_would():
     actor, critic, data = problem("categorical")
     loss = KLPENPPOLoss(actor, critic)
@@ -208,11 +208,14 @@ def test_compile_loss_serves_more_kinds_of_call_than_torch_would():
     for shape, training in itertools.product(shapes, (True, False)):
         loss.train(training)
         compiled(data[: math.prod(shape)].reshape(shape))
-    limited = compile_loss(loss, backend="eager", recompile_limit=1)
-    limited(data)
+    limited, raised = (compile_loss(loss, backend="eager", recompile_limit=n) for n in (1, 2))
+    for call in (limited, raised):
+        call(data)
     loss.train()
-    with pytest.raises(RuntimeError, match=r"one for each kind of call .* this is one more"):
+    advice = r"one for each kind of call .* Pass a larger recompile_limit to compile_loss"
+    with pytest.raises(RuntimeError, match=advice):
         limited(data)
+    raised(data)
 
 
 @pytest.mark.parametrize("loaded", [False, True])

@@ -157,21 +157,21 @@ def test_keys_can_be_named():
 
 
 def test_numbers_may_be_numpys():
-    actor, critic, _ = problem(CATEGORICAL)
+    actor, critic, data = problem(CATEGORICAL)
     loss = KLPENPPOLoss(
         actor,
         critic,
         dtarg=np.float32(0.02),
         beta=np.array(0.5),
         increment=np.int64(3),
-        entropy_coeff=np.float32(0.25),
+        entropy_coeff=np.array(0.25),
         samples_mc_kl=np.int64(2),
     )
     loss.decrement = np.float64(0.25)
     found = (loss.dtarg, loss.beta, loss.increment, loss.entropy_coeff, loss.decrement)
     assert [round(float(x), 6) for x in found] == [0.02, 0.5, 3.0, 0.25, 0.25]
     assert type(loss.samples_mc_kl) is int
-    for wrong in (np.bool_(True), np.ones(2), np.float32("nan")):
+    for wrong in (np.bool_(True), np.ones(2), np.float32("nan"), np.timedelta64(3), data):
         with pytest.raises(ValueError, match="dtarg must be"):
             KLPENPPOLoss(actor, critic, dtarg=wrong)
 
@@ -180,6 +180,9 @@ def test_numbers_may_be_numpys():
 def test_what_torchrls_losses_have_besides_is_said_to_be_absent(name):
     loss = KLPENPPOLoss(*problem(CATEGORICAL)[:2])
     assert not hasattr(loss, name)
+    loss.register_module(name, nn.Identity())  # by somebody who needs one
+    assert isinstance(getattr(loss, name), nn.Identity)
+    delattr(loss, name)
     with pytest.raises(AttributeError, match=f"has no {name}: .*(GAE|Call the loss)"):
         getattr(loss, name)
 

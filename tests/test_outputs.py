@@ -6,7 +6,7 @@ from klppo_compile.cli import run
 from klppo_compile.commands.outputs import require_apart
 from klppo_compile.exit_codes import BadInputError, ExitCode
 
-READS = "must not be what the command reads; got"
+READS = "must not be, nor lie in, what the command reads; got"
 
 
 @pytest.fixture
@@ -32,6 +32,7 @@ def folder(tmp_path, monkeypatch):
         "merge part.json --out part.json",
         "bench convert part.json --to bmf --out part.json",
         "bench report --results . --out part.json",
+        "bench report --results memmap --accepted part.json --out part.json",
     ],
 )
 def test_no_input_is_written_over(folder, words, capsys):
@@ -39,6 +40,15 @@ def test_no_input_is_written_over(folder, words, capsys):
     assert run(words.split()) == ExitCode.BAD_INPUT
     assert READS in capsys.readouterr().err
     assert {path: path.read_text() for path in folder.rglob("*.*")} == before
+
+
+@pytest.mark.parametrize(
+    "words", ["merge loop.json --out new.json", "merge part.json --out loop.json"]
+)
+def test_a_link_that_goes_in_a_circle_is_no_defect(folder, words, capsys):
+    (folder / "loop.json").symlink_to("loop.json")
+    assert run(words.split()) == ExitCode.BAD_INPUT
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_picture_is_no_result(folder, capsys):

@@ -1,6 +1,7 @@
 import errno
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import gymnasium
@@ -94,21 +95,27 @@ def test_the_rollout_is_what_tensordict_writes(kind, tmp_path):
             assert ours[mine] == theirs[other]
 
 
-@pytest.fixture
-def largest_file():
-    """Limit the size of the files that this process writes: the nearest to a full disk."""
+@contextmanager
+def largest_file(size):
+    """Limit the size of the files that this process writes: the nearest to a full disk.
+
+    No longer than that: what pytest prints may go to a file too.
+    """
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_rollout_that_finds_no_room_is_refused_and_leaves_nothing(tmp_path, largest_file):
+def test_a_rollout_that_finds_no_room_is_refused_and_leaves_nothing(tmp_path):
     folder = RunFolder(tmp_path)
     kept = TensorDict(action=torch.zeros(3), batch_size=[3])
     folder.write_rollout(kept)
-    largest_file(1000)
-    with pytest.raises(CannotError, match="rollout must be writable; got File too large"):
+    reason = "rollout must be writable; got File too large"
+    with pytest.raises(CannotError, match=reason), largest_file(1000):
         folder.write_rollout(TensorDict(action=torch.zeros(300), batch_size=[300]))
     assert [path.name for path in tmp_path.iterdir()] == ["rollout"]
     assert (TensorDict.load_memmap(folder.rollout) == kept).all()

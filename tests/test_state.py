@@ -83,6 +83,10 @@ def test_a_beta_that_torchrl_has_let_fall_out_of_bounds_is_taken_as_the_nearest(
     assert ours.beta == 1e6
     ours.load_state_dict(state | {"beta": torch.tensor(0.0)})
     assert ours.beta == 0.0
+    for dtype in (torch.bfloat16, torch.float16):  # what has no 1e-6 of its own
+        with pytest.warns(UserWarning, match="outside"):
+            ours.load_state_dict(state | {"beta": torch.tensor(1e-7, dtype=dtype)})
+        assert ours.beta == torch.tensor(1e-6)
 
 
 @pytest.mark.parametrize("name", [CATEGORICAL, "TanhNormal bounds", "MaskedCategorical"])

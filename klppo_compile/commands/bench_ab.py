@@ -11,6 +11,7 @@ import click
 from rich.table import Table
 
 from klppo_compile.commands.bench_run import page, progress
+from klppo_compile.commands.interrupt import loading
 from klppo_compile.commands.plain import add_columns
 from klppo_compile.exit_codes import ExitCode
 
@@ -75,11 +76,12 @@ def ab(
     worse, nothing is timed. Ends with 1 for a regression that a second set of launches confirmed,
     with 3 where the machine is too noisy to tell.
     """
-    from klppo_compile.perf.ab_run import compare_revisions
-    from klppo_compile.perf.comparing_table import conclusion, findings_table
-    from klppo_compile.perf.compiler import require_compiler
-    from klppo_compile.perf.findings import exit_code, told
-    from klppo_compile.perf.rows import require_place
+    with loading():
+        from klppo_compile.perf.ab_run import compare_revisions
+        from klppo_compile.perf.comparing_table import conclusion, findings_table
+        from klppo_compile.perf.compiler import require_compiler
+        from klppo_compile.perf.findings import exit_code, told
+        from klppo_compile.perf.rows import require_place
 
     require_place(out)
     require_compiler()
@@ -120,8 +122,9 @@ def calibrate(workload: str | None, minutes: float, as_json: bool) -> ExitCode:
 
     It takes all of its minutes.
     """
-    from klppo_compile.perf.ab_run import calibrate as measure
-    from klppo_compile.perf.compiler import require_compiler
+    with loading():
+        from klppo_compile.perf.ab_run import calibrate as measure
+        from klppo_compile.perf.compiler import require_compiler
 
     require_compiler()
     with progress() as tell, tempfile.TemporaryDirectory(prefix="klppo-ab-") as folder:

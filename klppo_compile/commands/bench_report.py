@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from klppo_compile.commands.interrupt import loading
 from klppo_compile.commands.outputs import require_apart
 from klppo_compile.exit_codes import BadInputError, ExitCode
 
@@ -39,11 +40,12 @@ FORMATS = (
 )
 def report(results: Path, out: Path, commit_url: str | None, accepted: Path | None) -> ExitCode:
     """Draw the history as one HTML file that works from disk."""
-    from klppo_compile.perf.accepting import FILE, read_accepted
-    from klppo_compile.perf.history import read_history
-    from klppo_compile.perf.page_file import page
+    with loading():
+        from klppo_compile.perf.accepting import FILE, read_accepted
+        from klppo_compile.perf.history import read_history
+        from klppo_compile.perf.page_file import page
 
-    require_apart({"--out": out}, results.glob("*.json"))
+    require_apart({"--out": out}, (*results.glob("*.json"), accepted or FILE))
     runs = read_history(results)
     text = page(runs, commit_url, read_accepted(accepted or FILE))
     write(out, text)
@@ -68,8 +70,9 @@ def convert(files: tuple[Path, ...], form: str, out: Path | None) -> ExitCode:
 
     asv and otava-csv take several FILEs, one for each run; the others take one.
     """
-    from klppo_compile.perf.formats import converted
-    from klppo_compile.perf.history import read_run
+    with loading():
+        from klppo_compile.perf.formats import converted
+        from klppo_compile.perf.history import read_run
 
     require_apart({"--out": out}, files)
     runs = [read_run(file) for file in files]

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from klppo_compile.commands.interrupt import loading
 from klppo_compile.commands.plain import plain
 from klppo_compile.exit_codes import BadInputError, ExitCode
 
@@ -61,7 +62,8 @@ def run(suite: str, parts: tuple[str, ...], workloads: tuple[str, ...], out: Pat
         from klppo_compile.perf.gpu import run_gpu_suite
 
         return run_gpu_suite(out=out)
-    from klppo_compile.perf.suites import header_of, require_known, run_suite
+    with loading():
+        from klppo_compile.perf.suites import header_of, require_known, run_suite
 
     require_known(suite, workloads)
     console = page()
@@ -137,10 +139,11 @@ def compare(
     Exact and counted metrics are judged. Times of two runs are no proof: a slowdown that shows
     ends with 3, and `klppo bench ab` decides it.
     """
-    from klppo_compile.perf.accepting import FILE, read_accepted
-    from klppo_compile.perf.comparing_documents import compare_documents, open_document
-    from klppo_compile.perf.comparing_table import conclusion, findings_table
-    from klppo_compile.perf.findings import exit_code, told
+    with loading():
+        from klppo_compile.perf.accepting import FILE, read_accepted
+        from klppo_compile.perf.comparing_documents import compare_documents, open_document
+        from klppo_compile.perf.comparing_table import conclusion, findings_table
+        from klppo_compile.perf.findings import exit_code, told
 
     decisions = read_accepted(accepted or FILE)
     found = compare_documents(open_document(base), open_document(new), decisions, across_machines)

@@ -60,13 +60,12 @@ def command(seed: int, steps: int, out: Path, no_compile: bool) -> ExitCode:
             if stop.requested:
                 break
     plain().print(table)
-    passed = stop.requested or _deploy(folders)
     click.echo("Early, best and last policy, the last rollout, metrics.csv and curves.png are in")
     for folder in folders:
         click.echo(f"  {folder}")
     if stop.requested:
         return ExitCode.INTERRUPTED
-    return ExitCode.GOOD if passed else ExitCode.FAILED
+    return ExitCode.GOOD if _deploy(folders) else ExitCode.FAILED
 
 
 def _deploy(folders: list[Path]) -> bool:

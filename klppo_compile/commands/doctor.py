@@ -5,6 +5,7 @@ import json
 import click
 from rich.table import Table
 
+from klppo_compile.commands.interrupt import loading
 from klppo_compile.commands.plain import add_columns, plain
 from klppo_compile.exit_codes import ExitCode
 
@@ -13,9 +14,10 @@ from klppo_compile.exit_codes import ExitCode
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def command(as_json: bool) -> ExitCode:
     """Print versions, providers and devices, the loss's backend, and what to install for more."""
-    from klppo_compile.export.machine import examine
+    with loading():
+        from klppo_compile.export.machine import examine
 
-    found = examine()
+        found = examine()
     if as_json:
         click.echo(
             json.dumps({"facts": found.facts, "problems": found.problems, "more": found.more})

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
+from klppo_compile.commands.interrupt import loading
 from klppo_compile.commands.plain import add_columns, plain
 from klppo_compile.exit_codes import ExitCode
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def command(file: Path, as_json: bool) -> ExitCode:
     """Print what an exported FILE is: manifest, inputs, outputs, operators, hyper-parameters."""
-    from klppo_compile.export.inspection import inspect_file
+    with loading("onnx"):
+        from klppo_compile.export.inspection import inspect_file
 
     found = inspect_file(file)
     manifest = found.manifest

@@ -1,5 +1,7 @@
 """Ctrl-C: a request while work goes on, the end of the process while libraries load."""
 
+import json
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,12 +12,14 @@ from typing import Self
 
 import click
 
+from klppo_compile.exit_codes import ExitCode, as_object
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
 def loading(*later: str) -> Iterator[None]:
-    """Let Ctrl-C end the process while libraries are imported, when nothing has been begun.
+    """Let Ctrl-C end the process at once while libraries are imported, where all is saved.
 
     Some swallow a KeyboardInterrupt there, and others are left half imported or abort. `later`
     names those that are imported deep inside the work, to be imported here too.
@@ -25,7 +29,7 @@ def loading(*later: str) -> Iterator[None]:
     if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, _leave)
     try:
         yield
         for name in later:
@@ -34,6 +38,17 @@ def loading(*later: str) -> Iterator[None]:
                 import_module(name)
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  the signal's signature
+    """End the process as an interrupted command does, without an exception."""
+    context, text = click.get_current_context(silent=True), "Interrupted."
+    with suppress(OSError):
+        os.write(2, f"{text}\n".encode())
+        if context is not None and context.params.get("as_json"):
+            error = as_object(ExitCode.INTERRUPTED, text)
+            os.write(1, f"{json.dumps(error, indent=2)}\n".encode())
+    os._exit(ExitCode.INTERRUPTED)
 
 
 class StopRequest:

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from klppo_compile.commands.interrupt import loading
 from klppo_compile.commands.outputs import require_apart
 from klppo_compile.commands.verdict import conclude, result_options, results
 from klppo_compile.exit_codes import ExitCode
@@ -15,7 +16,8 @@ from klppo_compile.exit_codes import ExitCode
 @result_options
 def command(parts: tuple[Path, ...], as_json: bool, **options: Any) -> ExitCode:
     """Add up the results that klppo evaluate --rows --out saved of PARTS of one rollout."""
-    from klppo_compile.export.totals import Evaluation
+    with loading():
+        from klppo_compile.export.totals import Evaluation
 
     require_apart(results(options), parts)
     merged = Evaluation.read(parts[0])
