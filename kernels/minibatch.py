@@ -71,12 +71,12 @@ def finalize(
     numbers: beta, critic_coeff, clip radius, log of the ratio's cap, beta's rule. coeffs: of the
     heads' entropies.
     """
-    b_sum, error2, target2 = merge(partials, 0, G, BITS, EXPLAINED, BG)
     b_bad = tl.zeros([BG], tl.int64)
     for j in range(0, G, BG):
         i_g = j + tl.arange(0, BG)
         b_bad += tl.load(partials + (i_g * 16 + 5), mask=i_g < G, other=0.0).to(tl.int64)
     tl.store(nonfinite, tl.sum(b_bad, 0))
+    b_sum, error2, target2 = merge(partials, 0, G, BITS, EXPLAINED, BG)
     beta, critic_coeff, radius, log_cap = (
         number(numbers[0]),
         number(numbers[1]),
