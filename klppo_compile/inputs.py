@@ -12,6 +12,7 @@ from torch import distributions as td
 from klppo_compile import checks, eager
 from klppo_compile.advantage import standardise
 from klppo_compile.masks import joint_mask, over_rows, reaching, where_counting
+from klppo_compile.networks import BY_GAE
 from klppo_compile.policy import head_of, require_quadrature, run_actor
 from klppo_compile.records import Minibatch, PolicyHead
 from klppo_compile.shapes import Found, Head, complaints, mismatch, rows_of, stretched
@@ -72,9 +73,7 @@ def _data(loss: "KLPENPPOLoss", tensordict: TensorDictBase) -> Found:
     if tensordict.get(keys.advantage, None) is None:
         raise RuntimeError(
             f"The input tensordict has no advantage under {keys.advantage!r}. Compute it first, "
-            "say by torchrl.objectives.value.GAE(value_network=critic, gamma=0.99, lmbda=0.95)"
-            "(rollout), which also writes the value target, or name its key with "
-            "loss.set_keys(advantage=...)."
+            f"{BY_GAE}, or name its key with loss.set_keys(advantage=...)."
         )
     wanted: list[tuple[str, Any, str]] = [
         ("action", keys.action, "the action taken"),

@@ -17,13 +17,14 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
 TARGET_PREFIX, PARAMS_SUFFIX = "target_", "_params"
-GAE = (
-    "Compute the advantage before the call, say by torchrl.objectives.value.GAE("
-    "value_network=critic, gamma=0.99, lmbda=0.95)(rollout), which also writes the value target."
+BY_GAE = (
+    "say by torchrl.objectives.value.GAE(value_network=critic, gamma=0.99, lmbda=0.95)(rollout), "
+    "which also writes the value target"
 )
+NO_ESTIMATOR = f"it estimates no advantages. Compute the advantage before the call, {BY_GAE}."
 ABSENT = {  # of torchrl's losses
-    "make_value_estimator": f"it estimates no advantages. {GAE}",
-    "value_estimator": f"it estimates no advantages. {GAE}",
+    "make_value_estimator": NO_ESTIMATOR,
+    "value_estimator": NO_ESTIMATOR,
     "loss_critic": "the actor and the critic run together. Call the loss, and take "
     'its "loss_critic".',
 }

@@ -20,6 +20,7 @@ from klppo_compile.export.gates import GATES as GATES_OF_THE_ROOM
 from klppo_compile.export.gates import Verdict
 from klppo_compile.training.loading import load_run
 from klppo_compile.training.settings import TrainSettings
+from tests.training_cases import finished_run
 
 ROOT = Path(__file__).parents[1]
 MIRROR = "tests.mirror_environments:tests/{}-v0"
@@ -225,13 +226,7 @@ def test_a_demo_whose_gate_fails_fails(tmp_path, capsys, monkeypatch):
     verdict = Verdict(GATES_OF_THE_ROOM[0], 5.0, 7.5, 0, passed=False)
     done = Deployment(exported, 2048, 1e-4, 0.99, verdict)
     monkeypatch.setattr(deployment, "deploy", lambda *_: done)
-    result = SimpleNamespace(
-        folder=tmp_path / "run",
-        before=SimpleNamespace(mean=1.0, std=0.0),
-        after=SimpleNamespace(mean=2.0, std=0.0),
-        last=SimpleNamespace(step=10, seconds=1.0),
-        finished=True,
-    )
+    result = finished_run(tmp_path / "run")
     monkeypatch.setattr(demo, "watch", lambda *_: result)
     assert run(["demo", f"--out={tmp_path}"]) == ExitCode.FAILED
     assert "7.5 <= 5 FAILED" in capsys.readouterr().out

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +14,7 @@ from klppo_compile.commands import demo
 from klppo_compile.commands.interrupt import StopRequest, loading
 from klppo_compile.exit_codes import ExitCode, as_object
 from klppo_compile.training.loading import load_run
+from tests.training_cases import finished_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -90,13 +90,7 @@ def test_loading_gives_the_signal_back_and_leaves_a_callers_handler_alone():
 def test_a_demo_stops_after_a_run_that_has_finished_all_the_same(
     runs, tmp_path, capsys, monkeypatch
 ):
-    result = SimpleNamespace(
-        folder=tmp_path / "run",
-        before=SimpleNamespace(mean=1.0, std=0.0),
-        after=SimpleNamespace(mean=2.0, std=0.0),
-        last=SimpleNamespace(step=10, seconds=1.0),
-        finished=True,
-    )
+    result = finished_run(tmp_path / "run")
     watched = []
 
     def watch(settings, *_):

@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from types import SimpleNamespace
 
 from klppo_compile.training.settings import TrainSettings
 from tests import mirror_environments
@@ -46,4 +47,15 @@ def same_files(first, second, names=CHECKPOINTS):
     return all(
         (first / f"{n}.safetensors").read_bytes() == (second / f"{n}.safetensors").read_bytes()
         for n in names
+    )
+
+
+def finished_run(folder):
+    """What a run that went to its end gives, as far as `klppo demo` prints it."""
+    return SimpleNamespace(
+        folder=folder,
+        before=SimpleNamespace(mean=1.0, std=0.0),
+        after=SimpleNamespace(mean=2.0, std=0.0),
+        last=SimpleNamespace(step=10, seconds=1.0),
+        finished=True,
     )
