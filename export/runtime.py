@@ -113,7 +113,7 @@ class OnnxFile:
         options = onnxruntime.RunOptions()
         options.only_execute_path_to_fetches = True
         # Not an I/O binding: arrays are read where they lie either way, and making one, or binding
-        # new outputs, takes longer than it saves (perf/evaluating.py measures both).
+        # new outputs, takes longer than it saves (perf/timed/evaluating.py measures both).
         return dict(zip(names, self.session.run(names, dict(inputs), options), strict=True))
 
 

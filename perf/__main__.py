@@ -67,7 +67,7 @@ class Suites(click.Group):
         """Import the one that lives elsewhere."""
         if name != "onnx":
             return super().get_command(ctx, name)
-        from klppo_compile.perf import evaluating
+        from klppo_compile.perf.timed import evaluating
 
         command: click.Command = evaluating.command
         return command
@@ -98,11 +98,11 @@ def cpu(
     """Time the loss on one thread, beside torchrl's."""
     from klppo_compile.commands.bench_run import page
     from klppo_compile.perf.compiler import require_compiler
-    from klppo_compile.perf.cpu import WrongAnswerError, measure_workload
-    from klppo_compile.perf.cpu_launches import measure_launches
     from klppo_compile.perf.machine import run_header
     from klppo_compile.perf.rows import Row, require_place, write_result
     from klppo_compile.perf.table import table_of
+    from klppo_compile.perf.timed.cpu import WrongAnswerError, measure_workload
+    from klppo_compile.perf.timed.launches import measure_launches
     from klppo_compile.perf.workloads import WORKLOADS
 
     require("torchrl", NEEDS_TORCHRL)
@@ -159,7 +159,7 @@ def gpu(
     require("triton", NEEDS_TRITON)
     if interpret:
         os.environ["TRITON_INTERPRET"] = "1"  # before torch loads Triton
-    from klppo_compile.perf.gpu import run_gpu_suite
+    from klppo_compile.perf.gpu.suite import run_gpu_suite
 
     return run_gpu_suite(
         minutes=minutes, out=out, interpret=interpret, tests=tests, checkout=checkout
@@ -174,7 +174,7 @@ def gpu(
 def inductor(chips: tuple[str, ...], heads: tuple[str, ...], rows: int, out: Path | None) -> None:
     """Read Inductor's kernels for the torch text beside ours, without a GPU."""
     require("triton", NEEDS_TRITON)
-    from klppo_compile.perf.inductor import show
+    from klppo_compile.perf.gpu.inductor import show
 
     show(chips, heads, rows, out)
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from klppo_compile.exit_codes import BadInputError, FailedError, MissingRequirementError
 from klppo_compile.perf.compiler import missing as missing_compiler
-from klppo_compile.perf.counted import measure_counted, missing, valgrind_version
-from klppo_compile.perf.exact import Progress, measure_exact
-from klppo_compile.perf.exact_kernels import measure_kernels
+from klppo_compile.perf.counted.instructions import measure_counted, missing, valgrind_version
+from klppo_compile.perf.exact.kernels import measure_kernels
+from klppo_compile.perf.exact.metrics import Progress, measure_exact
 from klppo_compile.perf.machine import run_header
 from klppo_compile.perf.rows import Row
 from klppo_compile.perf.workloads import WORKLOADS, Workload
@@ -134,7 +134,7 @@ def run_suite(
     if "timed" in parts:
         rows += timed_rows(suite, chosen(suite.timed), progress)
     if "cold" in parts:
-        from klppo_compile.perf.cold import measure_cold
+        from klppo_compile.perf.timed.cold import measure_cold
 
         for workload in chosen((suite.cold,)):
             rows += measure_cold(workload, suite.launches, progress)
@@ -187,7 +187,7 @@ def timed_rows(suite: Suite, workloads: list[Workload], progress: Progress) -> l
     Raises:
         FailedError: a contender's answer is wrong.
     """
-    from klppo_compile.perf.cpu import WrongAnswerError, measure_workload
+    from klppo_compile.perf.timed.cpu import WrongAnswerError, measure_workload
 
     rows = []
     for workload in workloads:

@@ -12,10 +12,12 @@ from klppo_compile.commands import bench_run, inspect, verdict
 from klppo_compile.commands.plain import add_columns, plain
 from klppo_compile.exit_codes import ExitCode
 from klppo_compile.export import machine
-from klppo_compile.perf import ab_run, evaluating, gpu_targets
-from klppo_compile.perf.exact import exact_row
+from klppo_compile.perf.exact.metrics import exact_row
+from klppo_compile.perf.gate import run as ab_run
+from klppo_compile.perf.gpu import targets as gpu_targets
 from klppo_compile.perf.rows import Row, write_document
 from klppo_compile.perf.suites import Outcome
+from klppo_compile.perf.timed import evaluating
 from tests.house import MODULES
 
 MACHINE = {"cpu": "A CPU", "cores": 2, "isa": "AVX2", "torch": "2.13.0"}

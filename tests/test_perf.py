@@ -13,13 +13,13 @@ import klppo_compile
 from klppo_compile.cli import run
 from klppo_compile.perf import machine
 from klppo_compile.perf.__main__ import main
-from klppo_compile.perf.cpu import WrongAnswerError, check
 from klppo_compile.perf.machine import result_name, run_header
 from klppo_compile.perf.measure import AGAIN, estimate, interleave, ratios, take_turns
 from klppo_compile.perf.providers import OURS, PROVIDERS
 from klppo_compile.perf.revisions import UNKNOWN
 from klppo_compile.perf.rows import Row, read_document, write_document
 from klppo_compile.perf.table import table_of
+from klppo_compile.perf.timed.cpu import WrongAnswerError, check
 from klppo_compile.perf.workloads import WORKLOADS, problem
 
 ROW = Row("normal/heads/256", "ours", "time", "us", 2.0, 1.0, 3.0, 9, "lower")
@@ -146,7 +146,7 @@ def test_what_breaks_here_is_no_failed_check(monkeypatch, capsys):
     def broken(*_):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr("klppo_compile.perf.cpu.measure_workload", broken)
+    monkeypatch.setattr("klppo_compile.perf.timed.cpu.measure_workload", broken)
     assert main(["cpu", "--workload", "normal/heads/256"]) == 3
     error = capsys.readouterr().err
     assert "RuntimeError: a defect" in error

@@ -13,11 +13,15 @@ import pytest
 import klppo_compile
 from klppo_compile.cli import run
 from klppo_compile.exit_codes import BadInputError, CannotError, FailedError
-from klppo_compile.perf import ab_run, exact_cache, pairing, revisions
-from klppo_compile.perf.ab_run import EXACT, Result, compare_sources, count_both
-from klppo_compile.perf.calibrating import GATE, Noise
-from klppo_compile.perf.findings import Finding, Verdict
-from klppo_compile.perf.pairing import Pair, install_pair, probe
+from klppo_compile.perf import revisions
+from klppo_compile.perf.comparing.findings import Finding, Verdict
+from klppo_compile.perf.exact import cache as exact_cache
+from klppo_compile.perf.gate import pairing
+from klppo_compile.perf.gate import run as ab_run
+from klppo_compile.perf.gate.calibrating import GATE, Noise
+from klppo_compile.perf.gate.pairing import Pair, install_pair, probe
+from klppo_compile.perf.gate.run import EXACT, Result, compare_sources, count_both
+from klppo_compile.perf.gate.seeding import read_changes, seeded, slowdown
 from klppo_compile.perf.revisions import (
     ALIASES,
     PACKAGE,
@@ -28,7 +32,6 @@ from klppo_compile.perf.revisions import (
     read_revision,
 )
 from klppo_compile.perf.rows import Row, read_document
-from klppo_compile.perf.seeding import read_changes, seeded, slowdown
 from klppo_compile.perf.workloads import WORKLOADS
 
 ROOT = Path(__file__).resolve().parents[1]

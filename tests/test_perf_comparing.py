@@ -9,17 +9,17 @@ from rich.console import Console
 
 from klppo_compile.cli import run
 from klppo_compile.exit_codes import BadInputError, ExitCode
-from klppo_compile.perf.accepting import FILE, Accepted, read_accepted
-from klppo_compile.perf.comparing import compare_rows
-from klppo_compile.perf.comparing_documents import Document, compare_documents
-from klppo_compile.perf.comparing_table import (
+from klppo_compile.perf.comparing.accepting import FILE, Accepted, read_accepted
+from klppo_compile.perf.comparing.documents import Document, compare_documents
+from klppo_compile.perf.comparing.findings import Verdict, exit_code
+from klppo_compile.perf.comparing.rules import compare_rows
+from klppo_compile.perf.comparing.table import (
     conclusion,
     count_tables,
     findings_table,
     timed_tables,
 )
-from klppo_compile.perf.exact import exact_row
-from klppo_compile.perf.findings import Verdict, exit_code
+from klppo_compile.perf.exact.metrics import exact_row
 from klppo_compile.perf.rows import SCHEMA, Row, write_document
 
 WORKLOAD, OURS = "normal/networks/256", "ours compiled"

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from klppo_compile.exit_codes import MissingRequirementError
-from klppo_compile.perf import counted
+from klppo_compile.perf.counted import instructions as counted
 from klppo_compile.perf.workloads import Workload
 from tests.house import ROOT
 
@@ -19,7 +19,7 @@ totals: {count}
 LOOP = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from klppo_compile.perf.counted_requests import START, STOP, ZERO, Callgrind
+from klppo_compile.perf.counted.requests import START, STOP, ZERO, Callgrind
 counter = Callgrind()
 assert counter.is_there()
 counter.ask(START)
@@ -60,7 +60,7 @@ def test_client_requests_count_a_loop(tmp_path):
 
 @pytest.mark.skipif(bool(LACKS), reason=LACKS or "counts here")
 def test_nothing_answers_without_valgrind():
-    from klppo_compile.perf.counted_requests import Callgrind
+    from klppo_compile.perf.counted.requests import Callgrind
 
     assert not Callgrind().is_there()
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from klppo_compile.perf.cpu import WrongAnswerError
-from klppo_compile.perf.evaluating import (
+from klppo_compile.perf.providers import OURS, OURS_COMPILED, TORCHRL
+from klppo_compile.perf.timed.cpu import WrongAnswerError
+from klppo_compile.perf.timed.evaluating import (
     ONNX,
     ONNX_BOUND,
     ONNX_ROWS,
@@ -17,7 +18,6 @@ from klppo_compile.perf.evaluating import (
     rows_of,
     table_of,
 )
-from klppo_compile.perf.providers import OURS, OURS_COMPILED, TORCHRL
 
 
 def test_times_become_rows_and_speeds():

@@ -10,13 +10,14 @@ import torch
 from klppo_compile.cli import run
 from klppo_compile.commands import bench_run
 from klppo_compile.exit_codes import CannotError, FailedError
-from klppo_compile.perf import exact_kernels, suites
-from klppo_compile.perf.comparing import BY_TYPE, compare_rows
-from klppo_compile.perf.exact import exact_row, measure_exact, told, understood
-from klppo_compile.perf.exact_compiled import breaks_allowed, count_calls, count_first
-from klppo_compile.perf.exact_onnx import count_onnx
-from klppo_compile.perf.exact_step import count_eager, saved_bytes
-from klppo_compile.perf.findings import Verdict
+from klppo_compile.perf import suites
+from klppo_compile.perf.comparing.findings import Verdict
+from klppo_compile.perf.comparing.rules import BY_TYPE, compare_rows
+from klppo_compile.perf.exact import kernels as exact_kernels
+from klppo_compile.perf.exact.compiled import breaks_allowed, count_calls, count_first
+from klppo_compile.perf.exact.metrics import exact_row, measure_exact, told, understood
+from klppo_compile.perf.exact.onnx import count_onnx
+from klppo_compile.perf.exact.step import count_eager, saved_bytes
 from klppo_compile.perf.providers import our_loss
 from klppo_compile.perf.workloads import Workload, problem
 
@@ -120,7 +121,7 @@ def test_calls_of_the_networks_are_seen_in_the_graph(monkeypatch):
         loss.run = both
         return loss
 
-    monkeypatch.setattr("klppo_compile.perf.exact_compiled.our_loss", twice)
+    monkeypatch.setattr("klppo_compile.perf.exact.compiled.our_loss", twice)
     assert count_calls(SMALL)["critic calls"] == (2, "calls")
 
 
@@ -160,11 +161,11 @@ def test_nodes_are_counted_by_type():
 
 def package(folder, text):
     """A package whose measuring module does as `text` says."""
-    room = folder / "klppo_compile" / "perf"
+    room = folder / "klppo_compile" / "perf" / "exact"
     room.mkdir(parents=True)
-    (room.parent / "__init__.py").touch()
-    (room / "__init__.py").touch()
-    (room / "exact_loss.py").write_text("import json, sys\n" + text)
+    for package in (room, *room.parents[:2]):
+        (package / "__init__.py").touch()
+    (room / "loss.py").write_text("import json, sys\n" + text)
     return folder
 
 
@@ -223,7 +224,7 @@ def fake(monkeypatch):
 
     for name in ("measure_exact", "measure_kernels", "measure_counted", "timed_rows"):
         monkeypatch.setattr(suites, name, part(name))
-    monkeypatch.setattr("klppo_compile.perf.cold.measure_cold", part("cold"))
+    monkeypatch.setattr("klppo_compile.perf.timed.cold.measure_cold", part("cold"))
     monkeypatch.setattr(suites, "lacks", lambda part: "no such tool" if part == "counted" else "")
 
 

@@ -15,8 +15,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from klppo_compile.cli import run
 from klppo_compile.commands import bench_report
 from klppo_compile.exit_codes import BadInputError
-from klppo_compile.perf.formats import FORMATS, converted
-from klppo_compile.perf.history import read_history
+from klppo_compile.perf.formats.files import FORMATS, converted
+from klppo_compile.perf.history.files import read_history
 from klppo_compile.perf.rows import Row, write_document
 from klppo_compile.perf.workloads import Workload
 from tests.perf_history_cases import MACHINE, header, write_history

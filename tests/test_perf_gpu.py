@@ -9,10 +9,10 @@ import torch
 pytest.importorskip("triton", reason="Triton has no wheel here")
 
 from klppo_compile.exit_codes import BadInputError, CannotError, ExitCode, FailedError
-from klppo_compile.perf import gpu_contenders, gpu_tests
 from klppo_compile.perf.__main__ import main
-from klppo_compile.perf.gpu import header, open_record, run_gpu_suite
-from klppo_compile.perf.gpu_cases import (
+from klppo_compile.perf.gpu import contenders as gpu_contenders
+from klppo_compile.perf.gpu import kernel_tests
+from klppo_compile.perf.gpu.cases import (
     INDUCTOR,
     LARGE,
     LIGER,
@@ -25,8 +25,11 @@ from klppo_compile.perf.gpu_cases import (
     jobs,
     part_of,
 )
-from klppo_compile.perf.gpu_job import FLOOR, answer, measure_job
-from klppo_compile.perf.gpu_targets import (
+from klppo_compile.perf.gpu.inductor import case_of
+from klppo_compile.perf.gpu.inductor_code import parse
+from klppo_compile.perf.gpu.job import FLOOR, answer, measure_job
+from klppo_compile.perf.gpu.suite import header, open_record, run_gpu_suite
+from klppo_compile.perf.gpu.targets import (
     GRAPH_TIME,
     OVER_FLOOR,
     SYNCS,
@@ -34,9 +37,7 @@ from klppo_compile.perf.gpu_targets import (
     speed_over,
     verdict,
 )
-from klppo_compile.perf.gpu_timing import InterpretedDevice, one_after_another
-from klppo_compile.perf.inductor import case_of
-from klppo_compile.perf.inductor_code import parse
+from klppo_compile.perf.gpu.timing import InterpretedDevice, one_after_another
 from klppo_compile.perf.providers import faults
 from klppo_compile.perf.rows import Row, read_document
 from klppo_compile.perf.workloads import Workload, problem
@@ -113,16 +114,16 @@ def test_a_difference_that_noise_made_is_no_row(tmp_path):
 
 
 def test_the_kernel_tests_run_as_a_subprocess(tmp_path):
-    folder = gpu_tests.checkout(None)
-    assert gpu_tests.arguments(folder, "cpu") == [gpu_tests.INTERPRETED]
-    assert "tests/test_kernels_report.py" not in gpu_tests.arguments(folder, "cuda")
+    folder = kernel_tests.checkout(None)
+    assert kernel_tests.arguments(folder, "cpu") == [kernel_tests.INTERPRETED]
+    assert "tests/test_kernels_report.py" not in kernel_tests.arguments(folder, "cuda")
     with pytest.raises(CannotError, match="run from a checkout"):
-        gpu_tests.checkout(tmp_path)
+        kernel_tests.checkout(tmp_path)
     (tmp_path / "tests").mkdir()
     red = tmp_path / "tests" / "test_kernels.py"
     red.write_text("def test_two_launches_agree_bit_by_bit():\n    assert 1 == 2\n")
     with pytest.raises(FailedError, match="must pass before"):
-        gpu_tests.run_tests(gpu_tests.checkout(tmp_path), "cpu", 60)
+        kernel_tests.run_tests(kernel_tests.checkout(tmp_path), "cpu", 60)
 
 
 def test_a_wrong_contender_gets_no_speed(monkeypatch):

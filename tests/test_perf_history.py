@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from klppo_compile.exit_codes import BadInputError
-from klppo_compile.perf.accepting import Accepted
-from klppo_compile.perf.change_points import change_points, relative_noise
-from klppo_compile.perf.history import read_history
-from klppo_compile.perf.history_series import series_of
-from klppo_compile.perf.page_chart import chart
+from klppo_compile.perf.comparing.accepting import Accepted
+from klppo_compile.perf.history.change_points import change_points, relative_noise
+from klppo_compile.perf.history.files import read_history
+from klppo_compile.perf.history.series import series_of
+from klppo_compile.perf.page.chart import chart
 from klppo_compile.perf.rows import Row, write_document
 from tests.perf_history_cases import MACHINE, header, rows, write_history
 

@@ -9,17 +9,23 @@ import torch
 from scipy import stats
 
 from klppo_compile.exit_codes import BadInputError
-from klppo_compile.perf import calibrating
-from klppo_compile.perf.ab import Comparison, Limits, compare_times, timed_finding, timed_findings
-from klppo_compile.perf.calibrating import GATE, chosen_workloads, noise_of
-from klppo_compile.perf.comparing import timed
-from klppo_compile.perf.comparing_table import findings_table
-from klppo_compile.perf.cpu_launches import joined, measure_launches
-from klppo_compile.perf.findings import Verdict, exit_code
-from klppo_compile.perf.pairing import Pair, Timing, logs
-from klppo_compile.perf.pairing_launch import build_order, difference, log_ratio
+from klppo_compile.perf.comparing.findings import Verdict, exit_code
+from klppo_compile.perf.comparing.rules import timed
+from klppo_compile.perf.comparing.table import findings_table
+from klppo_compile.perf.gate import calibrating
+from klppo_compile.perf.gate.calibrating import GATE, chosen_workloads, noise_of
+from klppo_compile.perf.gate.launch import build_order, difference, log_ratio
+from klppo_compile.perf.gate.pairing import Pair, Timing, logs
+from klppo_compile.perf.gate.verdict import (
+    Comparison,
+    Limits,
+    compare_times,
+    timed_finding,
+    timed_findings,
+)
 from klppo_compile.perf.rows import Row
 from klppo_compile.perf.statistics import bound
+from klppo_compile.perf.timed.launches import joined, measure_launches
 from klppo_compile.perf.workloads import WORKLOADS
 
 ROOT = Path(__file__).resolve().parents[1]

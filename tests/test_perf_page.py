@@ -8,9 +8,9 @@ import pytest
 
 from klppo_compile.cli import run
 from klppo_compile.exit_codes import BadInputError
-from klppo_compile.perf.history import read_history
-from klppo_compile.perf.page_file import SCRIPT, asset, page
-from klppo_compile.perf.page_view import sections
+from klppo_compile.perf.history.files import read_history
+from klppo_compile.perf.page.file import SCRIPT, asset, page
+from klppo_compile.perf.page.view import sections
 from klppo_compile.perf.rows import Row, write_document
 from tests.perf_history_cases import MACHINE, header, write_history
 from tests.perf_page_cases import URL, Elements

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from klppo_compile.perf.history import read_history
-from klppo_compile.perf.page_file import page
+from klppo_compile.perf.history.files import read_history
+from klppo_compile.perf.page.file import page
 from tests.perf_history_cases import write_history
 from tests.perf_page_cases import URL, Elements
 

@@ -130,10 +130,10 @@ def test_a_place_that_can_not_be_written_is_found_before_measuring(tmp_path, mon
     def measured(*_, **__):
         raise AssertionError
 
-    for name in ("suites.run_suite", "cpu.measure_workload", "ab_run.compare_revisions"):
+    for name in ("suites.run_suite", "timed.cpu.measure_workload", "gate.run.compare_revisions"):
         monkeypatch.setattr(f"klppo_compile.perf.{name}", measured)
-    monkeypatch.setattr("klppo_compile.perf.inductor.require_torch", lambda: None)
-    for name in ("evaluating.prepared", "inductor.compare"):
+    monkeypatch.setattr("klppo_compile.perf.gpu.inductor.require_torch", lambda: None)
+    for name in ("timed.evaluating.prepared", "gpu.inductor.compare"):
         monkeypatch.setattr(f"klppo_compile.perf.{name}", measured)
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "file").touch()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from klppo_compile.perf.ab import Limits, compare_times, timed_findings
-from klppo_compile.perf.findings import Verdict
-from klppo_compile.perf.pairing import Timing
+from klppo_compile.perf.comparing.findings import Verdict
+from klppo_compile.perf.gate.pairing import Timing
+from klppo_compile.perf.gate.verdict import Limits, compare_times, timed_findings
 from klppo_compile.perf.statistics import (
     GOAL,
     MARGIN,

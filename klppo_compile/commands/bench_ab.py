@@ -16,7 +16,7 @@ from klppo_compile.commands.plain import add_columns
 from klppo_compile.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from klppo_compile.perf.ab_run import Result
+    from klppo_compile.perf.gate.run import Result
 
 
 def finite(ctx: click.Context, param: click.Parameter, value: float) -> float:  # noqa: ARG001  click's signature
@@ -77,10 +77,10 @@ def ab(
     with 3 where the machine is too noisy to tell.
     """
     with loading():
-        from klppo_compile.perf.ab_run import compare_revisions
-        from klppo_compile.perf.comparing_table import conclusion, findings_table
+        from klppo_compile.perf.comparing.findings import exit_code, told
+        from klppo_compile.perf.comparing.table import conclusion, findings_table
         from klppo_compile.perf.compiler import require_compiler
-        from klppo_compile.perf.findings import exit_code, told
+        from klppo_compile.perf.gate.run import compare_revisions
         from klppo_compile.perf.rows import require_place
 
     require_place(out)
@@ -123,8 +123,8 @@ def calibrate(workload: str | None, minutes: float, as_json: bool) -> ExitCode:
     It takes all of its minutes.
     """
     with loading():
-        from klppo_compile.perf.ab_run import calibrate as measure
         from klppo_compile.perf.compiler import require_compiler
+        from klppo_compile.perf.gate.run import calibrate as measure
 
     require_compiler()
     with progress() as tell, tempfile.TemporaryDirectory(prefix="klppo-ab-") as folder:

@@ -41,9 +41,9 @@ FORMATS = (
 def report(results: Path, out: Path, commit_url: str | None, accepted: Path | None) -> ExitCode:
     """Draw the history as one HTML file that works from disk."""
     with loading():
-        from klppo_compile.perf.accepting import FILE, read_accepted
-        from klppo_compile.perf.history import read_history
-        from klppo_compile.perf.page_file import page
+        from klppo_compile.perf.comparing.accepting import FILE, read_accepted
+        from klppo_compile.perf.history.files import read_history
+        from klppo_compile.perf.page.file import page
 
     require_apart({"--out": out}, (*results.glob("*.json"), accepted or FILE))
     runs = read_history(results)
@@ -71,8 +71,8 @@ def convert(files: tuple[Path, ...], form: str, out: Path | None) -> ExitCode:
     asv and otava-csv take several FILEs, one for each run; the others take one.
     """
     with loading():
-        from klppo_compile.perf.formats import converted
-        from klppo_compile.perf.history import read_run
+        from klppo_compile.perf.formats.files import converted
+        from klppo_compile.perf.history.files import read_run
 
     require_apart({"--out": out}, files)
     runs = [read_run(file) for file in files]

@@ -59,7 +59,7 @@ def run(suite: str, parts: tuple[str, ...], workloads: tuple[str, ...], out: Pat
     if suite == "gpu":
         if parts or workloads:
             raise BadInputError("--suite gpu takes neither --part nor --workload: it has no parts.")
-        from klppo_compile.perf.gpu import run_gpu_suite
+        from klppo_compile.perf.gpu.suite import run_gpu_suite
 
         return run_gpu_suite(out=out)
     with loading():
@@ -103,7 +103,7 @@ def progress() -> Iterator[Callable[[str], None]]:
 
 def show(outcome: "Outcome", console: Console) -> None:
     """Print the tables of what was measured, and what was left out."""
-    from klppo_compile.perf.comparing_table import count_tables, timed_tables
+    from klppo_compile.perf.comparing.table import count_tables, timed_tables
 
     for table in (*count_tables(outcome.rows), *timed_tables(outcome.rows)):
         console.print(table)
@@ -140,10 +140,10 @@ def compare(
     ends with 3, and `klppo bench ab` decides it.
     """
     with loading():
-        from klppo_compile.perf.accepting import FILE, read_accepted
-        from klppo_compile.perf.comparing_documents import compare_documents, open_document
-        from klppo_compile.perf.comparing_table import conclusion, findings_table
-        from klppo_compile.perf.findings import exit_code, told
+        from klppo_compile.perf.comparing.accepting import FILE, read_accepted
+        from klppo_compile.perf.comparing.documents import compare_documents, open_document
+        from klppo_compile.perf.comparing.findings import exit_code, told
+        from klppo_compile.perf.comparing.table import conclusion, findings_table
 
     decisions = read_accepted(accepted or FILE)
     found = compare_documents(open_document(base), open_document(new), decisions, across_machines)

@@ -1,0 +1,1 @@
+"""Two runs against each other: what moved, by which rule, and what of it was accepted."""

@@ -1,0 +1,1 @@
+"""Metrics without noise: graphs, operators, host reads, memory, nodes, machine code."""

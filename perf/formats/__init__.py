@@ -1,0 +1,1 @@
+"""Result files as other tools read them."""

@@ -1,0 +1,1 @@
+"""The GPU suite, and what a compiler tells of a GPU where there is none."""

@@ -1,0 +1,1 @@
+"""The history of runs as series, and where their levels change."""
