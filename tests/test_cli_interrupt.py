@@ -19,6 +19,14 @@ from tests.training_cases import finished_run
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Ctrl-C as from a terminal: a shell has what it starts in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def in_a_process(*arguments):
     """Start `klppo` in a process of its own, as a user does."""
     return subprocess.Popen(
