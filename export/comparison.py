@@ -41,7 +41,9 @@ def compare(
         inputs = {spec.name: {**arrays, **past}[spec.name] for spec in new.manifest.inputs}
         return {s.name: inputs[s.name].astype(s.dtype, copy=False) for s in new.manifest.inputs}
 
-    return stream(new, matched, {}, rows, batch_rows, progress, feed)
+    found = stream(new, matched, {}, rows, batch_rows, progress, feed)
+    found.old_sha256 = old.sha256
+    return found
 
 
 def needed_inputs(old: OnnxFile, new: OnnxFile) -> list[InputSpec]:
@@ -60,6 +62,12 @@ def needed_inputs(old: OnnxFile, new: OnnxFile) -> list[InputSpec]:
             f" {old.manifest.family} {list(old.manifest.head)} and"
             f" {new.manifest.family} {list(new.manifest.head)}."
         )
+    if not alike(*(file.manifest.settings["distribution"] for file in (old, new))):
+        raise BadInputError(
+            f"two files can be compared when they make one distribution of a head; {old.path} and"
+            f" {new.path} have other constants, as a temperature or the bounds of an action. Export"
+            " both with the same ones."
+        )
     specs: dict[str, InputSpec] = {}
     for spec in (*old.manifest.inputs, *new.manifest.inputs):
         known = specs.setdefault(spec.name, spec)
@@ -70,6 +78,12 @@ def needed_inputs(old: OnnxFile, new: OnnxFile) -> list[InputSpec]:
                 " the other."
             )
     return [spec for spec in specs.values() if spec.role not in {"old_head", "log_prob"}]
+
+
+def alike(some: list[float], others: list[float]) -> bool:
+    """Whether what `head_probe` says of two distributions is the same, rounding apart."""
+    near = (abs(a - b) <= 1e-3 * max(1.0, abs(b)) for a, b in zip(some, others, strict=False))
+    return len(some) == len(others) and all(near)
 
 
 def _without_past(manifest: Manifest, arrays: Mapping[str, Array]) -> dict[str, Array]:

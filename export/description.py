@@ -10,6 +10,7 @@ import torch
 from klppo_compile import __version__
 from klppo_compile.export.capture import Captured
 from klppo_compile.export.graph import joined
+from klppo_compile.export.head_probe import probed
 from klppo_compile.export.manifest import InputSpec, Manifest, OutputSpec
 from klppo_compile.export.preparation import Prepared
 from klppo_compile.loss import KLPENPPOLoss
@@ -44,7 +45,9 @@ def describe(
         inputs=inputs,
         outputs=tuple(outputs),
         scalars={name: float(x) for name, x in graph.scalars().items()},
-        settings=settings_of(loss) if graph.kind == "loss" else {},
+        settings=settings_of(loss) | distribution_of(prepared, captured, loss)
+        if graph.kind == "loss"
+        else {},
         dtype=dtype,
         opset=0,
         tolerance=tolerance,
@@ -71,6 +74,20 @@ def settings_of(loss: KLPENPPOLoss) -> dict[str, Any]:
         "advantage_divisor": 1.0 if norm is None else float(torch.as_tensor(norm.scale())),
         "delay_actor": loss.delay_actor,
     }
+
+
+def distribution_of(
+    prepared: Prepared, captured: Captured, loss: KLPENPPOLoss
+) -> dict[str, list[float]]:
+    """What tells its distribution from another of its family, see `head_probe`."""
+    dims, head = prepared.example.ndim, loss.actor_head
+    computed = dict(zip(captured.outputs, captured.results, strict=True))
+    rows = {}
+    for name, key in zip(head.names, head.in_keys, strict=True):
+        x = computed.get(joined(key), prepared.example.get(key, None))
+        if x is not None:
+            rows[name] = x.flatten(0, dims - 1)[0]
+    return {"distribution": probed(head, rows)}
 
 
 def parameters_hash(loss: KLPENPPOLoss) -> str:

@@ -4,7 +4,7 @@ Only per-row outputs are read; every statistic of the whole is made from sums th
 evaluated elsewhere add up. ONNX Runtime and numpy do it all; torch is never imported.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -96,18 +96,32 @@ def stream(
     names = [name for name in ROW_OUTPUTS if name in manifest.output_names()]
     totals = Totals(masked=int("valid" in names))
     reader = RowReader(manifest, totals, used)
-    for first, last in matched.batches(start, stop, manifest.batch * matched.inner or batch_rows):
-        arrays = matched.read(first, last)
-        row = first if manifest.batch_dims == 2 else first * matched.inner
-        arrays, real = padded(manifest, arrays, row)
-        inputs = feed(arrays)
-        outputs = file.run({**inputs, **numbers}, names)
-        kept = {name: x[real] for name, x in outputs.items()}
-        reader.take({k: x[real] for k, x in inputs.items()}, kept, row)
+    sequences = manifest.batch_dims == 2
+    # A graph's own size counts sequences, or rows.
+    size = manifest.batch * (matched.inner if sequences else 1) or batch_rows
+    for first, last in matched.batches(start, stop, size):
+        row = first if sequences else first * matched.inner
+        for part in parts(manifest, matched.read(first, last)):
+            arrays, real = padded(manifest, part, row)
+            inputs = feed(arrays)
+            outputs = file.run({**inputs, **numbers}, names)
+            kept = {name: x[real] for name, x in outputs.items()}
+            reader.take({k: x[real] for k, x in inputs.items()}, kept, row)
+            row += real.stop - real.start
         progress((last - first) * matched.inner)
     ranges = [(start * matched.inner, stop * matched.inner)]
-    ends = rollout_ends(matched)
-    return Evaluation(file.sha256, reader.settings, used, matched.rows, ends, ranges, totals)
+    ends, of_recorder = rollout_ends(matched), ""
+    return Evaluation(
+        file.sha256, of_recorder, reader.settings, used, matched.rows, ends, ranges, totals
+    )
+
+
+def parts(manifest: Manifest, arrays: dict[str, Array]) -> Iterator[dict[str, Array]]:
+    """The arrays in pieces that a graph of a fixed batch takes: a `[B, T]` unit may be longer."""
+    count = next(iter(arrays.values())).shape[0]
+    size = manifest.batch or count
+    for at in range(0, count, size):
+        yield {name: x[at : at + size] for name, x in arrays.items()}
 
 
 def rollout_ends(matched: Matched) -> str:
@@ -139,8 +153,7 @@ def padded(
     if not manifest.batch and manifest.batch_dims == 1:
         before = first % WHOLE_ROWS
         size = -(-(before + count) // WHOLE_ROWS) * WHOLE_ROWS
-    if count > size:
-        raise BadInputError(f"the graph takes {size} rows at once; got {count}.")
+    assert count <= size, "see `parts`"
     rows = slice(before, before + count)
     if count == size:
         return arrays, rows

@@ -37,6 +37,11 @@ def floor_of(masked: bool) -> float:
     return MASKED_FLOOR if masked else PLAIN_FLOOR
 
 
+def lost_by_mean(masked: bool, elements: int) -> int:
+    """Degrees of freedom that a mean takes, where a row counts once for each of its elements."""
+    return 0 if masked else elements
+
+
 def report(evaluation: Evaluation) -> dict[str, Any]:
     """The numbers of the whole, by name; a mean of no rows is NaN, which passes no gate."""
     totals, settings, scalars = evaluation.totals, evaluation.settings, evaluation.scalars
@@ -87,12 +92,13 @@ def _objective(
     if not n:
         return math.nan
     weighted, masked = totals.weighted_advantage.value / n, bool(totals.masked)
+    lost = lost_by_mean(masked, totals.counted // totals.rows)
     own = own_statistics(settings)
     if own and 0 not in own:
-        weighted = totals.advantage_groups.standardised(masked, floor_of(masked)) / n
+        weighted = totals.advantage_groups.standardised(lost, floor_of(masked)) / n
     elif not own and standardises(settings) and totals.rows > 1:
         moments = totals.advantage
-        freedom = moments.count if masked else max(moments.count - 1, 1)
+        freedom = max(moments.count - lost, 1)
         deviation = max(math.sqrt(moments.squares / freedom), floor_of(masked))
         weighted = (weighted - moments.mean * totals.ratio_sum.value / n) / deviation
     beta = scalars["beta"]

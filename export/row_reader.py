@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from klppo_compile.exit_codes import BadInputError
 from klppo_compile.export.manifest import Manifest
-from klppo_compile.export.report import floor_of, own_statistics
+from klppo_compile.export.report import floor_of, lost_by_mean, own_statistics
 from klppo_compile.export.statistics import Groups
 from klppo_compile.export.totals import Totals
 
@@ -107,13 +107,15 @@ class RowReader:
         lead = shape[: self.manifest.batch_dims]
         sizes = [size if d in dims else 1 for d, size in enumerate(lead)]
         group = np.broadcast_to(np.arange(math.prod(sizes)).reshape(sizes), lead).reshape(-1)
-        group = np.repeat(group, math.prod(shape[len(lead) :]))[keep]
-        totals, biased = self.totals, bool(self.totals.masked)
+        elements = math.prod(shape[len(lead) :])
+        group = np.repeat(group, elements)[keep]
+        totals, masked = self.totals, bool(self.totals.masked)
         # Sequences are whole in a batch; a step of all sequences is not.
         groups = Groups() if 0 in dims else totals.advantage_groups
         groups.update(advantage, ratio.astype(np.float64), group)
         if 0 in dims:
-            totals.weighted_advantage.add(groups.standardised(biased, floor_of(biased)))
+            lost = lost_by_mean(masked, elements)
+            totals.weighted_advantage.add(groups.standardised(lost, floor_of(masked)))
 
     def _critic(
         self,

@@ -110,9 +110,14 @@ class Groups:
         self.squares = a["squares"] + b["squares"] + delta * delta * a["count"] * share
         self.weight, self.weighted = a["weight"] + b["weight"], a["weighted"] + b["weighted"]
 
-    def standardised(self, biased: bool, floor: float) -> float:
-        """The sum of weight times number, with each group's numbers standardised."""
-        freedom = np.maximum(self.count if biased else self.count - 1.0, 1.0)
+    def standardised(self, lost: int, floor: float) -> float:
+        """The sum of weight times number, with each group's numbers standardised.
+
+        Args:
+            lost: degrees of freedom that each group's mean takes.
+            floor: the least deviation.
+        """
+        freedom = np.maximum(self.count - lost, 1.0)
         deviation = np.maximum(np.sqrt(self.squares / freedom), floor)
         return float(((self.weighted - self.mean * self.weight) / deviation).sum())
 

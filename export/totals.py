@@ -21,7 +21,7 @@ from klppo_compile.export.statistics import (
 )
 from klppo_compile.export.validation import require_settings
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass
@@ -92,6 +92,7 @@ class Evaluation:
 
     Attributes:
         file_sha256: of the exported loss.
+        old_sha256: of the file that it was compared with; "" where that is who recorded.
         settings: of it that the report needs.
         scalars: beta and the coefficients that were used.
         rollout_rows: of the whole rollout.
@@ -101,6 +102,7 @@ class Evaluation:
     """
 
     file_sha256: str
+    old_sha256: str
     settings: dict[str, Any]
     scalars: dict[str, float]
     rollout_rows: int
@@ -115,7 +117,7 @@ class Evaluation:
 
     def merge(self, other: "Evaluation") -> None:
         """Take in ranges that another machine evaluated; those of another file are refused."""
-        for name in ("file_sha256", "settings", "scalars", "rollout_rows", "rollout_ends"):
+        for name in SAME:
             if getattr(self, name) != getattr(other, name):
                 raise BadInputError(
                     f"parts of one evaluation must have the same {name.replace('_', ' ')}; they"
@@ -135,6 +137,7 @@ class Evaluation:
         values = {
             "schema": SCHEMA,
             "file_sha256": self.file_sha256,
+            "old_sha256": self.old_sha256,
             "settings": self.settings,
             "scalars": self.scalars,
             "rollout_rows": self.rollout_rows,
@@ -160,6 +163,7 @@ class Evaluation:
             require_settings(values["settings"])
             return cls(
                 str(values["file_sha256"]),
+                str(values["old_sha256"]),
                 {**values["settings"], "batch_dims": number(values["settings"]["batch_dims"])},
                 {name: number(x) for name, x in values["scalars"].items()},
                 int(values["rollout_rows"]),
@@ -169,11 +173,13 @@ class Evaluation:
             )
         except BROKEN as error:
             raise BadInputError(
-                f"{path} must be a result that klppo evaluate --out saved; got {_reason(error)}."
-                " Evaluate that part again."
+                f"{path} must be a result that klppo evaluate or compare --out saved; got"
+                f" {_reason(error)}. Make that part again."
             ) from error
 
 
+SAME = ("file_sha256", "old_sha256", "settings", "scalars", "rollout_rows", "rollout_ends")
+"""What the parts of one evaluation have in common."""
 BROKEN = (
     OSError,
     ValueError,

@@ -28,6 +28,7 @@ SETTINGS = {
     "normalize_advantage_exclude_dims": list,
     "advantage_divisor": float,
     "delay_actor": bool,
+    "distribution": list,
 }
 """Of a loss graph, and their types."""
 TEXTS = ("graph", "family", "dtype", "parameters_sha256")
@@ -75,6 +76,8 @@ def require_settings(settings: Any) -> None:
         _require(isinstance(settings.get(name), kind), f"settings.{name}", settings.get(name))
     dims = settings["normalize_advantage_exclude_dims"]
     _require(all(isinstance(d, int) for d in dims), "settings", dims)
+    probe = settings["distribution"]
+    _require(all(isinstance(x, float) and math.isfinite(x) for x in probe), "settings", probe)
     divisor = settings["advantage_divisor"]
     _require(_positive(divisor), "settings.advantage_divisor", divisor)
 

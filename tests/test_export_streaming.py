@@ -93,6 +93,33 @@ def test_an_advantage_is_standardised_apart_along_excluded_dimensions(dims, mask
     assert merged == pytest.approx(report(whole)["loss_objective"], rel=1e-12)
 
 
+@pytest.mark.parametrize("name", ["plain Normal", "Bernoulli"])
+@pytest.mark.parametrize("dims", [(), (0,), (1,)])
+def test_an_advantage_counts_once_however_many_elements_a_row_has(name, dims, tmp_path):
+    loss, data = loss_of(name, normalize_advantage=True, normalize_advantage_exclude_dims=dims)
+    data = data[:12].reshape(3, 4)
+    export_loss(loss, data, tmp_path / "loss.onnx", checked=False)
+    data.memmap(tmp_path / "rollout")
+    with open_rollout(tmp_path / "rollout") as rollout:
+        found = report(evaluate(open_file(tmp_path / "loss.onnx"), rollout))
+    wanted = float(loss.eval()(data)["loss_objective"].detach())
+    assert found["loss_objective"] == pytest.approx(wanted, rel=2e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("lead", [(16, 3), (3, 16), (2, 24), (48,)])
+def test_a_fixed_batch_of_rows_reads_sequences_of_any_length(lead, tmp_path, capsys):
+    loss, data = loss_of("Categorical")
+    export_loss(loss, data, tmp_path / "loss.onnx", batch=16, checked=False)
+    data.reshape(lead).memmap(tmp_path / "rollout")
+    command = [str(tmp_path / "loss.onnx"), "--data", str(tmp_path / "rollout"), "--json"]
+    assert run(["evaluate", *command]) == ExitCode.GOOD
+    found = json.loads(capsys.readouterr().out)["report"]
+    assert found["rows"] == 48
+    wanted = float(loss.eval()(data)["loss_objective"].detach())
+    assert found["loss_objective"] == pytest.approx(wanted, rel=2e-5, abs=1e-6)
+    assert run(["check", *command]) == ExitCode.GOOD
+
+
 def _saved(evaluation, folder):
     (folder / "part.json").write_text(evaluation.to_json())
     return folder / "part.json"

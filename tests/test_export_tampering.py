@@ -283,5 +283,5 @@ def test_what_is_no_result_is_refused(text, tmp_path, capsys):
     (tmp_path / "part.json").write_text(text)
     assert run(["merge", str(tmp_path / "part.json")]) == ExitCode.BAD_INPUT
     error = capsys.readouterr().err
-    assert "must be a result that klppo evaluate --out saved; got" in error
+    assert "must be a result that klppo evaluate or compare --out saved; got" in error
     assert "Error'" not in error
