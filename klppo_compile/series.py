@@ -35,12 +35,13 @@ def psi_near(d: Tensor) -> Tensor:
     return d * d * fma(d, fma(d, linear, -1 / 6), 0.5)
 
 
-def retaken(r: Tensor, lost: Tensor) -> Tensor:
-    """r exp(lost), what rounding took from r's exponent; r itself where `lost` is no rounding.
+def retaken(r: Tensor, d: Tensor, lost: Tensor) -> Tensor:
+    """r exp(lost), what rounding took from r = q exp(-d); r itself for a large d.
 
-    q psi(d) is small where d is, but not q d nor r: the two have to be wrong alike.
+    q psi(d) is small where d is, but not q d nor r: the two have to be wrong alike. Where r is all
+    of it, as where q is e^-75, it keeps the digits that q hasn't.
     """
-    return fma(r, where(within(lost, 1e-3), lost, 0.0), r)
+    return fma(r, where(within(d, 4.0), lost, 0.0), r)
 
 
 def weighted_psi(q: "Tensor | float", r: Tensor, d: Tensor) -> Tensor:

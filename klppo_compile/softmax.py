@@ -73,7 +73,7 @@ def _moments(family: Softmax, part: _Part, level: Tensor, shift: Tensor) -> list
     """What is summed over actions beside q: [*P, K, 1] each."""
     y, u = part.new - level, part.fall - shift
     p = exp(y)
-    moments = family.moments(part.q, p, retaken(p, part.x - y - u), u, y)
+    moments = family.moments(part.q, p, retaken(p, u, part.x - y - u), u, y)
     return [x.sum(-1, True) for x in (p, *moments)]
 
 

@@ -264,19 +264,42 @@ def test_a_rare_action_that_jumps_keeps_its_digits(actions, spread, compiled):
     old = spread * torch.randn(4000, 1, actions)
     jump = torch.rand(4000, 1, 1) * 4 - 2
     new = old.scatter_add(-1, old.argmin(-1, True), jump)
-    moved = head(FAMILIES["categorical"], (old,), (new,), torch.zeros(4000, 1).long())
-
-    def kl(one_head):
-        return klpen_ppo_loss(Minibatch((one_head,), *torch.zeros(2, 4000)), 1.0).kl
-
-    if compiled:
-        torch.compiler.reset()
-        kl = torch.compile(kl, fullgraph=True, options=FUSED_MULTIPLY_ADD)
+    found = rows_kl(old, new, compiled)
     x, y = old.double().log_softmax(-1), new.double().log_softmax(-1)
     exact = (x.exp() * psi(x - y)).sum((-2, -1))
     seen = exact > 1e-12
     assert seen.double().mean() > 0.5
-    assert ((kl(moved).double() - exact).abs() < KL_ERROR * exact)[seen].all()
+    assert ((found.double() - exact).abs() < KL_ERROR * exact)[seen].all()
+
+
+def rows_kl(old, new, compiled):
+    """The KL of rows of logits [N, 1, A], eager or as `compile_loss` compiles it."""
+    rows = len(old)
+    moved = head(FAMILIES["categorical"], (old,), (new,), torch.zeros(rows, 1).long())
+
+    def kl(one_head):
+        return klpen_ppo_loss(Minibatch((one_head,), *torch.zeros(2, rows)), 1.0).kl
+
+    if compiled:
+        torch.compiler.reset()
+        kl = torch.compile(kl, fullgraph=True, options=FUSED_MULTIPLY_ADD)
+    return kl(moved)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_what_was_all_but_impossible_keeps_its_digits(compiled):
+    """One of two actions, from e^-30 to e^-80 before, rises: the KL is its new probability."""
+    torch.manual_seed(0)
+    old = 2 * torch.rand(8192, 1, 2)
+    old[..., 1] = -30 - 50 * torch.rand(8192, 1)
+    new = old.clone()
+    new[..., 1] = -3 - 20 * torch.rand(8192, 1)
+    found = rows_kl(old, new, compiled)
+    x, y = old.double().log_softmax(-1), new.double().log_softmax(-1)
+    exact = (x.exp() * psi(x - y)).sum((-2, -1))
+    seen = (exact > 1e-12) & (exact < 0.1)
+    assert seen.double().mean() > 0.5
+    assert ((found.double() - exact).abs() < KL_ERROR * exact)[seen].all()
 
 
 @pytest.mark.parametrize("step", [1e-3, 0.1, 1.0, 3.0])
