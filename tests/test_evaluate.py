@@ -277,7 +277,7 @@ def test_a_check_takes_rows_in_any_batch_and_masked_rows_of_nan(tmp_path):
             ["evaluate", "{folder}/old.onnx", "--data", "{folder}/rollout", "--set", "beta=x"],
             "got 'x'",
         ),
-        (["merge", "{folder}/old.onnx.json"], "got no object of schema 3"),
+        (["merge", "{folder}/old.onnx.json"], "got no object of schema 4"),
         (["export", "nothing", "--out", "x.onnx"], "a run folder of klppo train, or module"),
         (["export", "no.module:f", "--out", "x.onnx"], "got 'no.module', which is not found"),
         (["export", "tests.export_cases:none", "--out", "x.onnx"], "got no such name"),

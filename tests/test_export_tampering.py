@@ -258,7 +258,7 @@ def test_parts_of_two_rollouts_of_one_length_do_not_merge(place, tmp_path, capsy
         (put("ranges", []), "got ranges []"),
         (put("ranges", [[3, 3]]), "got ranges [(3, 3)]"),
         (put("ranges", [[0, -5]]), "got ranges [(0, -5)]"),
-        (put("schema", 2), "got no object of schema 3"),
+        (put("schema", 2), "got no object of schema 4"),
         (put("settings", {}), "got settings.reduction 'None'"),
         (lambda values: values.pop("totals"), "got an object without 'totals'"),
         (lambda values: values["totals"].pop("kl"), "got totals that it can't read (KeyError"),

@@ -38,7 +38,8 @@ def command(
     """Compare the exported losses OLD and NEW on the observations of a rollout.
 
     The head parameters that OLD gives are NEW's old ones: the KL is KL(OLD || NEW), exact, whoever
-    recorded the rollout.
+    recorded the rollout. Both must make one distribution of a head: of one family, with the same
+    constants, as a temperature or bounds.
     """
     span = rows_range(rows)
     with loading("onnxruntime"):

@@ -59,7 +59,8 @@ def command(file: Path, as_json: bool) -> ExitCode:
         ("tolerance asked for", asked),
         ("parameters", f"SHA-256 {manifest.parameters_sha256[:16]}…"),
         *((name, f"{x:g} (optional input)") for name, x in manifest.scalars.items()),
-        *manifest.settings.items(),
+        # What tells one distribution from another is numbers for `klppo compare`.
+        *((name, x) for name, x in manifest.settings.items() if name != "distribution"),
         *((f"{name} version", x) for name, x in manifest.versions.items()),
         ("operators", ", ".join(f"{name} {n}" for name, n in found.operators.items())),
     ):
