@@ -2,7 +2,8 @@
 
 Policies that differ, every branch of the beta rule, every size, and the edges. They are made from
 rows of the example: whole rows are drawn again, so that actions stay legal, and only what may be
-any number is disturbed.
+any number is disturbed. A row that a mask of the example leaves out may hold anything, and never
+counts in a case either.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,10 @@ BRANCHES = {"raised": 0.25, "kept": 1.0, "lowered": 4.0}
 NEUTRAL = {"beta": 0.5, "increment": 2.0, "decrement": 0.5, "beta_min": 1e-6, "beta_max": 1e6}
 """Values with which every branch of the beta rule shows."""
 ATTEMPTS = 6
+COUNTING = 0.8
+"""The share that counts, of a case's rows that may."""
+PADDING = 0.1
+"""The share of a case's rows that are padding, where the example has some."""
 
 Arrays = dict[str, Tensor]
 Run = Callable[[Arrays, Mapping[str, float]], Arrays]
@@ -46,17 +51,23 @@ class CaseMaker:
         self.defaults = {name: float(x) for name, x in graph.scalars().items()}
         self.dims = graph.batch_dims
         self.example = example
+        self.flat = example.select(*[e.key for e in graph.entries]).reshape(-1)
         self.run = run
         self.batch = batch
         self.random = torch.Generator().manual_seed(0)
-        given = [example.get(e.key) for e in graph.entries if e.role == "log_prob"]
-        self.usual = 2.0 + max((float(x.abs().max()) for x in given), default=0.0)
+        counts = self._counting()
+        self.counting, self.padding = (x.nonzero().squeeze(-1) for x in (counts, ~counts))
+        """Rows of the flat example that count, and that don't."""
+        given = [self._that_count(e) for e in graph.entries if e.role == "log_prob"]
+        self.usual = 2.0 + max((float(x.nan_to_num().abs().max()) for x in given), default=0.0)
         """Above the largest |log-prob| of the example."""
+        self.deviations = self._deviations()
 
     def cases(self) -> Iterator[Case]:
         """The example as it is, then the random batches, then the edges."""
         count = self.batch or min(len(self.example), SIZES[-1])
-        yield Case("the example", self._arrays(torch.arange(count) % len(self.example)), {})
+        first = self.example[torch.arange(count) % len(self.example)]
+        yield Case("the example", self._arrays(first), {})
         for i, size in enumerate((self.batch,) * len(SIZES) if self.batch else SIZES):
             if "beta" not in self.defaults:
                 yield Case(f"random, {size} rows", self._disturbed(size), {})
@@ -87,21 +98,43 @@ class CaseMaker:
         broken = dict(self._policies(self._disturbed(size), 0.03))
         advantage = next(e.name for e in self.entries if e.role == "advantage")
         broken[advantage] = broken[advantage].clone()
-        broken[advantage].view(-1)[-1] = torch.nan
+        broken[advantage].view(-1)[0] = torch.nan
         yield Case("a NaN advantage", broken, {**NEUTRAL})
         masks = [e.name for e in self.entries if e.role == "mask"]
         if masks:
             lone = dict(self._policies(self._disturbed(size), 0.03))
             for name in masks:
-                lone[name] = torch.zeros_like(lone[name])
-                lone[name][0] = True
+                lone[name] = lone[name].clone()
+                lone[name][1:] = False
             yield Case("one row that counts", lone, {**NEUTRAL})
 
     # ---- arrays
 
-    def _arrays(self, rows: Tensor, time: Tensor | None = None) -> Arrays:
-        chosen = self.example[rows] if time is None else self.example[rows][:, time]
+    def _arrays(self, chosen: TensorDictBase) -> Arrays:
         return {e.name: chosen.get(e.key).detach().cpu().contiguous() for e in self.entries}
+
+    def _counting(self) -> Tensor:
+        """Which rows of the flat example count."""
+        if all(e.role != "mask" for e in self.entries):
+            return torch.ones(len(self.flat), dtype=torch.bool)
+        valid = self.run(self._arrays(self.example), {})["valid"].bool()
+        return valid.reshape(len(self.flat), -1).any(-1)
+
+    def _that_count(self, entry: Entry) -> Tensor:
+        """An array of the example, in the rows that count."""
+        x: Tensor = self.flat.get(entry.key).detach().cpu()
+        return x[self.counting] if len(self.padding) else x
+
+    def _deviations(self) -> dict[str, Tensor]:
+        """How far each observation moves; 1 where all rows are alike, which says nothing of it."""
+        seen = {
+            e.name: self._that_count(e).float()
+            for e in self.entries
+            if e.role == "observation" and self.flat.get(e.key).is_floating_point()
+        }
+        if all(bool((x == x[:1]).all()) for x in seen.values()):
+            return {name: torch.ones_like(x[0]) for name, x in seen.items()}
+        return {name: x.std(0, correction=0).nan_to_num(1.0, 1.0, 1.0) for name, x in seen.items()}
 
     def _disturbed(self, size: int, spread: float = 0.3) -> Arrays:
         """Rows drawn again, their observations disturbed, everything free redrawn.
@@ -113,31 +146,46 @@ class CaseMaker:
         action = next((arrays[e.name] for e in self.entries if e.role == "action"), None)
         if action is not None and action.is_floating_point():
             for _ in range(ATTEMPTS):
-                if float(self.run(arrays, {})["log_prob"].abs().max()) < self.usual:
+                found = self.run(arrays, {})
+                log_prob = found["log_prob"]
+                if "valid" in found:
+                    log_prob = log_prob[found["valid"].bool()]
+                if float(log_prob.abs().max()) < self.usual:
                     break
                 spread /= 3.0
                 arrays = self._drawn(size, spread)
         return arrays
 
     def _drawn(self, size: int, spread: float) -> Arrays:
-        rows = torch.randint(len(self.example), (size,), generator=self.random)
-        time = None
-        if self.dims == 2:
-            length = TIMES[size % len(TIMES)]
-            time = torch.randint(self.example.shape[1], (length,), generator=self.random)
-        arrays = self._arrays(rows, time)
+        arrays = self._arrays(self.flat[self._redrawn(size)])
         for entry in self.entries:
             x = arrays[entry.name]
             if entry.role == "observation" and x.is_floating_point():
-                moved = x + spread * self._noise(x) * self._deviation(entry)
+                moved = x + spread * self._noise(x) * self.deviations[entry.name]
                 arrays[entry.name] = moved.to(x.dtype)
             elif entry.role == "advantage":
                 arrays[entry.name] = self._noise(x).to(x.dtype)
             elif entry.role == "mask":
-                kept = torch.rand(x.shape, generator=self.random) < 0.8
+                kept = torch.rand(x.shape, generator=self.random) < COUNTING
                 kept[0] = True
-                arrays[entry.name] = kept.to(x.dtype)
+                arrays[entry.name] = (x.bool() & kept).to(x.dtype)
         return arrays
+
+    def _redrawn(self, size: int) -> Tensor:
+        """Rows of the flat example for a case, padding among them; the first one counts."""
+        shape = (size, TIMES[size % len(TIMES)])[: self.dims]
+        rows = self._among(self.counting, shape)
+        if not len(self.padding):
+            return rows
+        padded = torch.rand(shape, generator=self.random) < PADDING
+        padded[0] = False
+        if self.dims == 2:
+            # A network along time would take what is in padding into the rows after it.
+            padded = padded.sort(-1).values
+        return torch.where(padded, self._among(self.padding, shape), rows)
+
+    def _among(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return rows[torch.randint(len(rows), shape, generator=self.random)]
 
     def _policies(self, arrays: Arrays, nats: float) -> Arrays:
         """Old parameters at about that mean KL from the new, and what belongs to them."""
@@ -171,11 +219,8 @@ class CaseMaker:
     def _noise(self, x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=self.random)
 
-    def _deviation(self, entry: Entry) -> Tensor:
-        x: Tensor = self.example.get(entry.key).detach().cpu().float()
-        return x.std(tuple(range(self.dims)), correction=0).nan_to_num(1.0, 1.0, 1.0)
-
 
 def _moved(parameter: Tensor, by: Tensor) -> Tensor:
     """A parameter disturbed: a positive one by a factor, any other by a summand."""
-    return parameter * by.exp() if bool((parameter > 0).all()) else parameter + by
+    positive = (parameter > 0) | parameter.isnan()
+    return parameter * by.exp() if bool(positive.all()) else parameter + by

@@ -11,7 +11,7 @@ from torch.distributions import Distribution, Independent
 
 from klppo_compile.coefficients import QUADRATURE_NODES
 from klppo_compile.exit_codes import BadInputError, CannotError
-from klppo_compile.export.capture import frozen_copy
+from klppo_compile.export.capture import frozen_copy, traceable
 from klppo_compile.export.graph import GRAPHS, Graph, entries_of
 from klppo_compile.export.half import halve_networks
 from klppo_compile.export.parity import TOLERANCE
@@ -51,7 +51,7 @@ def prepare(
     reference = _graph(copied, kind, example)
     notes += _wide(reference, example)
     if kind == "loss":
-        _require_numbers(reference, example)
+        _require_numbers(reference, example, _outputs(reference, example))
     if dtype == "float32":
         return Prepared(reference, reference, example, tuple(notes), family)
     halved, _ = frozen_copy(copied)
@@ -82,11 +82,21 @@ def _wide(graph: Graph, example: TensorDictBase) -> list[str]:
     return [f"float64 as in the example: {', '.join(wide)}; TensorRT has no float64"]
 
 
-def _require_numbers(graph: Graph, example: TensorDictBase) -> None:
-    """Refuse NaN in a row that counts; a masked row may hold anything."""
-    with torch.no_grad():
+def _outputs(graph: Graph, example: TensorDictBase) -> dict[str, Tensor]:
+    """What the graph gives for the example, by name."""
+    with traceable():
         found = graph(*(example[entry.key] for entry in graph.entries), *graph.scalars().values())
-    if not dict(zip(graph.names, found, strict=True))["nonfinite"]:
+    return dict(zip(graph.names, found, strict=True))
+
+
+def _require_numbers(graph: Graph, example: TensorDictBase, found: dict[str, Tensor]) -> None:
+    """Refuse NaN in a row that counts, and that none does; a masked row may hold anything."""
+    if "valid" in found and not found["valid"].any():
+        masks = " and ".join(repr(entry.key) for entry in graph.entries if entry.role == "mask")
+        raise BadInputError(
+            f"an example must have rows that count; {masks} leaves none. Give one of other rows."
+        )
+    if not found["nonfinite"]:
         return
     for entry in graph.entries:
         x = example[entry.key]
