@@ -46,10 +46,14 @@ class Parity:
     """What a check found."""
 
     tolerance: float
+    delayed: bool = False
+    """Whether the KL is to a delayed copy of the actor, not to what the data hold."""
     worst: dict[str, Worst] = field(default_factory=dict)
     cases: list[str] = field(default_factory=list)
     branches: set[str] = field(default_factory=set)
     near_threshold: list[str] = field(default_factory=list)
+    without_kl: list[str] = field(default_factory=list)
+    """Cases whose mean KL is no number."""
     largest_kl: float = 0.0
     smallest_beta: float = float("inf")
     seen: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -91,18 +95,24 @@ class Parity:
             for name in ("loss_objective", "kl", "ratio", "log_prob", "loss_critic")
             if name in self.seen and self.seen[name][0] == self.seen[name][1]
         ]
-        empty = ""
-        if not self.largest_kl > 0.0:
+        empty, fix = "", "Give an example (--data) of more rows, which differ"
+        meant = self.largest_kl > 0.0 and self.branches == set(BRANCHES)
+        if self.without_kl and not meant:
+            empty = f"the KL is no number ({self.without_kl[0]})"
+            fix = "Give an example (--data) near which the networks give numbers"
+        elif not self.largest_kl > 0.0:
             empty = "every KL of the cases is 0"
+            if self.delayed:
+                empty += ", for the actor is equal to its delayed copy (delay_actor=True)"
+                fix = "Give a loss whose actor has moved since; other data change nothing"
         elif not self.smallest_beta > 0.0:
             empty = "beta is 0 in a case"
-        elif self.branches != set(BRANCHES):
+        elif not meant:
             empty = f"beta was only {' and '.join(sorted(self.branches))}"
         elif fixed:
             empty = f"{fixed[0]} is the same in every case"
         return empty and (
-            f"a check must be able to fail; here {empty}, so it would prove nothing."
-            " Give an example (--data) whose policy differs from the one exported."
+            f"a check must be able to fail; here {empty}, so it would prove nothing. {fix}."
         )
 
 
@@ -157,7 +167,7 @@ def check(
 ) -> Parity:
     """Run every case through the file and through eager, and compare."""
     reference = Reference(graph)
-    parity = Parity(tolerance)
+    parity = Parity(tolerance, delayed=graph.loss.delay_actor)
     for case in CaseMaker(graph, example, reference.draft, batch).cases():
         wanted = reference.run(case.arrays, case.scalars)
         arrays = {name: x.numpy() for name, x in case.arrays.items()}
@@ -199,6 +209,8 @@ def _note_beta(parity: Parity, case: Case, wanted: Arrays, beta: float, graph: G
     # A KL that is no number keeps beta too, which is not the branch meant.
     if kl > 0.0:
         parity.branches.add(branch)
+    if np.isnan(kl):
+        parity.without_kl.append(case.name)
     parity.largest_kl = max(parity.largest_kl, kl if np.isfinite(kl) else 0.0)
     if case.scalars:
         parity.smallest_beta = min(parity.smallest_beta, beta)

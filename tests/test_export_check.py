@@ -3,13 +3,23 @@
 import pytest
 import torch
 from tensordict import TensorDict
+from torch import nn
 
+from klppo_compile import KLPENPPOLoss
 from klppo_compile.exit_codes import BadInputError
 from klppo_compile.export import export_loss
 from klppo_compile.export.cases import CaseMaker
 from klppo_compile.export.parity import Reference, check
 from klppo_compile.export.preparation import prepare
-from tests.export_cases import loss_of
+from tests.builders import CASES, actor_of, critic_of
+from tests.export_cases import ROWS, collected, loss_of
+
+
+class SquareRoot(nn.Module):
+    """No number below 1."""
+
+    def forward(self, x):
+        return (x - 1.0).sqrt()
 
 
 def padded(name, shape):
@@ -76,3 +86,16 @@ def test_an_example_whose_rows_are_alike_is_disturbed_all_the_same(name, rows):
     assert found.problem() == ""
     low, high = found.seen["log_prob"]
     assert high - low > 0.01
+
+
+def test_a_check_that_could_not_fail_says_what_can_be_done():
+    loss, data = loss_of("Categorical", delay_actor=True)
+    problem = checked_against_itself(loss, data).problem()
+    assert "every KL of the cases is 0, for the actor is equal to its delayed copy" in problem
+    assert "a loss whose actor has moved since; other data change nothing." in problem
+    actor = actor_of(CASES["Categorical"], net=nn.Sequential(SquareRoot(), nn.Linear(4, 5)))
+    data = TensorDict({"observation": 1.0 + torch.rand(ROWS, 4) ** 8}, [ROWS])
+    data, critic = collected(actor, critic_of(), data), critic_of()
+    problem = checked_against_itself(KLPENPPOLoss(actor, critic), data).problem()
+    assert "the KL is no number (random, " in problem
+    assert "an example (--data) near which the networks give numbers." in problem
