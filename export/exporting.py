@@ -19,7 +19,8 @@ from klppo_compile.export.gamma import NOTE, needs_gamma
 from klppo_compile.export.manifest import Manifest
 from klppo_compile.export.parity import TOLERANCE, Parity, Runner, check
 from klppo_compile.export.preparation import prepare
-from klppo_compile.export.runtime import PACKAGES, load_onnxruntime, open_session
+from klppo_compile.export.runtime import PACKAGES, PROVIDERS, load_onnxruntime, start_session
+from klppo_compile.export.runtime_errors import of_a_fresh_graph
 from klppo_compile.loss import KLPENPPOLoss
 
 FORMATS = ("onnx", "pt2", "aoti")
@@ -137,7 +138,11 @@ def _write(
     proto = onnx_file.to_proto(captured, opset, manifest.family)
     onnx_file.add_defaults(proto, manifest.scalars)
     content = onnx_file.seal(proto, manifest)
-    session, _ = open_session(content, "cpu", "the graph")
+    runtime = load_onnxruntime()
+    try:
+        session = start_session(runtime, content, PROVIDERS["cpu"])
+    except Exception as error:  # the runtime's own classes are private
+        raise of_a_fresh_graph(error, onnx_file.rare_floats(proto)) from error
     return content, session_runner(session, manifest), manifest
 
 

@@ -160,6 +160,15 @@ def _named(node: onnx.NodeProto, *steps: tuple[str, list[str], str]) -> list[onn
     return [make(kind, given, [out], name=f"{node.name}_{out}") for kind, given, out in steps]
 
 
+def rare_floats(proto: onnx.ModelProto) -> list[str]:
+    """The types of floating point in a graph besides float32, such as "bfloat16"."""
+    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    kinds = {value.type.tensor_type.elem_type for value in inferred.value_info}
+    kinds |= {tensor.data_type for tensor in inferred.initializer}
+    names = {onnx.TensorProto.DataType.Name(kind).lower() for kind in kinds}
+    return sorted(name for name in names - {"float"} if "float" in name or name == "double")
+
+
 def add_defaults(proto: onnx.ModelProto, scalars: dict[str, float]) -> None:
     """Give the optional inputs their values: an initializer of an input's name is its default."""
     for name, value in scalars.items():

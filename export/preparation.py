@@ -21,6 +21,10 @@ from klppo_compile.loss import KLPENPPOLoss
 from klppo_compile.records import Rows
 from klppo_compile.registry import registered_kl
 
+OUT_OF_RANGE = (
+    "every index in an example must be one that the networks have; got: {}. Mend or drop such rows."
+)
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -50,8 +54,9 @@ def prepare(
     family = _family(copied, example, kind, notes)
     reference = _graph(copied, kind, example)
     notes += _wide(reference, example)
-    if kind == "loss":
-        _require_numbers(reference, example, _outputs(reference, example))
+    found = _outputs(reference, example)
+    if found and kind == "loss":
+        _require_numbers(reference, example, found)
     if dtype == "float32":
         return Prepared(reference, reference, example, tuple(notes), family)
     halved, _ = frozen_copy(copied)
@@ -83,9 +88,19 @@ def _wide(graph: Graph, example: TensorDictBase) -> list[str]:
 
 
 def _outputs(graph: Graph, example: TensorDictBase) -> dict[str, Tensor]:
-    """What the graph gives for the example, by name."""
-    with traceable():
-        found = graph(*(example[entry.key] for entry in graph.entries), *graph.scalars().values())
+    """What the graph gives for the example, by name; nothing where it can't be run.
+
+    Raises:
+        BadInputError: an index that a network hasn't.
+    """
+    entries = [example[entry.key] for entry in graph.entries]
+    try:
+        with traceable():
+            found = graph(*entries, *graph.scalars().values())
+    except IndexError as error:
+        raise BadInputError(OUT_OF_RANGE.format(error)) from error
+    except Exception:  # noqa: BLE001  whose fault it is, tracing tells
+        return {}
     return dict(zip(graph.names, found, strict=True))
 
 
@@ -186,6 +201,8 @@ def _family(loss: KLPENPPOLoss, example: TensorDictBase, kind: str, notes: list[
     try:
         with torch.no_grad():
             batch, _ = read_minibatch(loss, example)
+    except IndexError as error:
+        raise BadInputError(OUT_OF_RANGE.format(error)) from error
     except (KeyError, ValueError, RuntimeError) as error:
         text = str(error.args[0] if error.args else error).partition("\n")[0]
         given = ((e.key, example.get(e.key, None)) for e in entries_of(loss, kind, example))

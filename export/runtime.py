@@ -20,6 +20,7 @@ from klppo_compile.export.manifest import (
     read_verified,
     sha256,
 )
+from klppo_compile.export.runtime_errors import of_loading, of_running
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -105,16 +106,30 @@ class OnnxFile:
     def run(
         self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None
     ) -> dict[str, Array]:
-        """Run the graph; `outputs` names those that are wanted, all by default."""
+        """Run the graph; `outputs` names those that are wanted, all by default.
+
+        Raises:
+            BadInputError: values that the graph has no answer to, such as an index out of range.
+            CannotError: too many rows for the memory.
+        """
         names = list(self.manifest.output_names() if outputs is None else outputs)
         # Not `load_onnxruntime`, which reads the metadata of every installed package.
         import onnxruntime
 
         options = onnxruntime.RunOptions()
         options.only_execute_path_to_fetches = True
+        # What a node fails for is told in our error.
+        options.log_severity_level = 4
         # Not an I/O binding: arrays are read where they lie either way, and making one, or binding
         # new outputs, takes longer than it saves (perf/timed/evaluating.py measures both).
-        return dict(zip(names, self.session.run(names, dict(inputs), options), strict=True))
+        try:
+            found = self.session.run(names, dict(inputs), options)
+        except Exception as error:  # the runtime's own classes are private
+            refusal = of_running(error, str(self.path))
+            if refusal is None:
+                raise
+            raise refusal from error
+        return dict(zip(names, found, strict=True))
 
 
 def open_file(path: Path, provider: str = "auto", threads: int = 0) -> OnnxFile:
@@ -127,6 +142,7 @@ def open_file(path: Path, provider: str = "auto", threads: int = 0) -> OnnxFile:
 
     Raises:
         BadInputError: not such a file, or not the bytes that were checked.
+        CannotError: it needs an operator that the runtime lacks.
         MissingRequirementError: no runtime, or the provider is not active.
     """
     if path.suffix in PACKAGES:
@@ -226,6 +242,14 @@ def has_driver() -> bool:
 
 
 def _session(runtime: Any, content: bytes, provider: str, origin: str, threads: int) -> Any:
+    try:
+        return start_session(runtime, content, provider, threads)
+    except Exception as error:  # the runtime's own classes are private
+        raise of_loading(error, origin) from error
+
+
+def start_session(runtime: Any, content: bytes, provider: str, threads: int = 0) -> Any:
+    """A session on a provider, or a later one of the runtime; its errors are the runtime's own."""
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
@@ -238,14 +262,5 @@ def _session(runtime: Any, content: bytes, provider: str, origin: str, threads: 
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return runtime.InferenceSession(content, options, providers=[provider])
-    except Exception as error:  # the runtime's own classes are private
-        if "xternal" in str(error) and "data" in str(error):
-            raise BadInputError(
-                f"{origin} must hold its own weights; it names other files, which are not read."
-            ) from error
-        raise BadInputError(
-            f"{origin} must be an ONNX file that ONNX Runtime can load; got"
-            f" {str(error).splitlines()[0].rstrip('.')}. Export the loss again."
-        ) from error
     finally:
         runtime.set_default_logger_severity(2)

@@ -27,6 +27,8 @@ from klppo_compile.export.gamma import digamma, lgamma
 from klppo_compile.export.onnx_file import write_out
 from klppo_compile.export.parity import Parity, compare
 from klppo_compile.export.preparation import prepare
+from klppo_compile.export.runtime import open_session
+from klppo_compile.export.runtime_errors import of_a_fresh_graph
 from klppo_compile.export.structure import check_structure, lint
 from tests import builders
 from tests.builders import CASES, actor_of, critic_of, pair_head, problem
@@ -95,6 +97,14 @@ class Draws(nn.Module):
         return x + 0.01 * torch.randn_like(x)
 
 
+class InBfloat16(nn.Linear):
+    """A layer of 16 bits between float32."""
+
+    def forward(self, x):
+        w, b = self.weight.bfloat16(), self.bias.bfloat16()
+        return nn.functional.linear(x.bfloat16(), w, b).float()
+
+
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
@@ -122,6 +132,24 @@ def test_an_operator_that_providers_lack_fails_the_lint(layer, operator, tmp_pat
     with pytest.raises(FailedError, match=f"must pass the lint; the operator {operator}"):
         export_loss(loss, data, tmp_path / "loss.onnx", graph="policy")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_operator_that_onnx_runtime_lacks_in_a_type_is_named(tmp_path):
+    loss, data = loss_with(InBfloat16(4, 4))
+    with pytest.raises(CannotError, match=r"no implementation of Gemm in bfloat16.*--format pt2"):
+        export_loss(loss, data, tmp_path / "loss.onnx")
+    assert list(tmp_path.iterdir()) == []
+    assert export_loss(loss, data, tmp_path / "loss.pt2", format="pt2").parity.needed < 1e-5
+    nodes = [
+        helper.make_node("Cast", ["x"], ["a"], to=TensorProto.BFLOAT16),
+        helper.make_node("Tanh", ["a"], ["b"]),
+        helper.make_node("Cast", ["b"], ["y"], to=TensorProto.FLOAT),
+    ]
+    with pytest.raises(CannotError, match=r"it must be of operators .* no implementation of Tanh"):
+        open_session(model(nodes).SerializeToString(), "cpu", "it")
+    refusal = of_a_fresh_graph(Exception("INVALID_GRAPH : This is an invalid model."), [])
+    assert "one that ONNX Runtime can load; got INVALID_GRAPH" in str(refusal)
+    assert isinstance(refusal, CannotError)
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,25 @@
 
 import json
 from pathlib import Path
+from types import NoneType
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
 
+from klppo_compile import KLPENPPOLoss
 from klppo_compile.cli import run
-from klppo_compile.exit_codes import BadInputError, ExitCode
+from klppo_compile.exit_codes import BadInputError, CannotError, ExitCode
 from klppo_compile.export import export_loss
 from klppo_compile.export.inspection import inspect_file
 from klppo_compile.export.manifest import METADATA_KEY, sidecar_path
 from klppo_compile.export.runtime import open_file
-from tests.export_cases import loss_of
+from klppo_compile.export.runtime_errors import of_running
+from tests.builders import CASES, actor_of
+from tests.export_cases import collected, loss_of
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +235,41 @@ def test_a_row_that_no_policy_recorded_is_named(place, tmp_path, name, value, ca
         error = capsys.readouterr().err
         assert f"'{name}'" in error
         assert "row 3" in error
+
+
+def test_an_index_that_an_embedding_has_not_is_an_error_of_the_data(tmp_path, capfd):
+    actor = actor_of(CASES["Categorical"], net=torch.nn.Embedding(10, 5))
+    critic = TensorDictModule(torch.nn.Embedding(10, 1), ["observation"], ["state_value"])
+    data = TensorDict({"observation": torch.arange(48) % 10}, [48])
+    loss, data = KLPENPPOLoss(actor, critic), collected(actor, critic, data)
+    file, folder = str(tmp_path / "loss.onnx"), str(tmp_path / "rollout")
+    export_loss(loss, data, file, checked=False)
+    data["observation"][3] = 99
+    data.memmap(folder)
+    for command in (["evaluate", file], ["check", file], ["compare", file, file]):
+        assert run([*command, "--data", folder]) == ExitCode.BAD_INPUT
+        lines = capfd.readouterr().err.splitlines()
+        (error,) = [line for line in lines if not line.startswith(("Warning: ", file))]
+        assert error.startswith(f"Error: the data must be values that the networks of {file} take")
+        assert "Gather: indices element out of data bounds, idx=99 must be within" in error
+    for graph in ("loss", "policy"):
+        with pytest.raises(BadInputError, match=r"every index .* got: index out of range in self"):
+            export_loss(loss, data, file, graph=graph)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("/bfc_arena.cc:360 Failed to allocate memory for requested buffer of size 8", CannotError),
+        ("CUDA failure 700: an illegal memory access was encountered", NoneType),
+        ("CUDNN_FE failure 11: CUDNN_BACKEND_API_FAILED", NoneType),
+        ("/gather_elements.cc:150 Out of range value in index tensor", BadInputError),
+    ],
+)
+def test_a_node_fails_for_its_data_unless_it_says_otherwise(said, kind):
+    text = "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Add node."
+    assert type(of_running(Exception(f"{text} Name:'a' Status Message: {said}\n"), "it")) is kind
+    assert of_running(Exception(said), "it") is None
 
 
 def test_an_example_with_nan_is_refused(tmp_path):
