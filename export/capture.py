@@ -20,7 +20,7 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from klppo_compile.exit_codes import CannotError
+from klppo_compile.exit_codes import BadInputError, CannotError
 from klppo_compile.export.graph import Graph
 from klppo_compile.export.manifest import DIMENSIONS
 from klppo_compile.loss import KLPENPPOLoss
@@ -102,10 +102,19 @@ def capture(graph: Graph, example: TensorDictBase, batch: int) -> Captured:
     """Trace the graph over rows of the example; `batch` 0 is dynamic.
 
     Raises:
+        BadInputError: a batch that doesn't fit in memory.
         CannotError: a network that fixes the batch size, branches on data, changes a buffer, or
             can't be traced at all.
     """
-    arguments = traced_rows(graph, example, batch)
+    try:
+        arguments = traced_rows(graph, example, batch)
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        raise BadInputError(
+            f"a batch of {batch:,} rows of the example must fit in memory; it doesn't. Give a"
+            " smaller --batch, or leave it dynamic."
+        ) from error
     named = DIMENSIONS[: graph.batch_dims]
     dims = {i: Dim(name) for i, name in enumerate(named) if i or not batch}
     rows = [dims for _ in graph.entries]

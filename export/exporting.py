@@ -24,6 +24,8 @@ from klppo_compile.export.runtime_errors import of_a_fresh_graph
 from klppo_compile.loss import KLPENPPOLoss
 
 FORMATS = ("onnx", "pt2", "aoti")
+MOST_ROWS = 2**24
+"""Of a fixed batch: float32, in which a graph takes means, counts no further."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def export_loss(
         FailedError: the graph failed its lint or its check.
     """
     path = Path(path)
-    require_ready(format, opset, path)
+    require_ready(format, opset, path, batch)
     prepared = prepare(loss, example, graph, dtype)
     captured = capture(prepared.graph, prepared.example, batch)
     tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
@@ -100,8 +102,18 @@ def export_loss(
     return Exported(path, manifest, parity, len(content), digest, manifest.notes)
 
 
-def require_ready(form: str, opset: int, path: Path) -> None:
-    """Refuse what would fail later, before any work: a format, opset, ending, package or path."""
+def require_ready(form: str, opset: int, path: Path, batch: int = 0) -> None:
+    """Refuse what would fail later, before any work.
+
+    Raises:
+        BadInputError: a format, an opset, an ending, a path or a batch.
+        MissingRequirementError: a package that is not installed.
+    """
+    if not 0 <= batch <= MOST_ROWS:
+        raise BadInputError(
+            f"a fixed batch has 1 to {MOST_ROWS:,} rows, and 0 is dynamic; got {batch:,}. Give"
+            " fewer, or leave it dynamic."
+        )
     if form not in FORMATS:
         raise BadInputError(f"the format is one of {', '.join(FORMATS)}; got {form!r}.")
     if form == "onnx":

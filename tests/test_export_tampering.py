@@ -272,6 +272,13 @@ def test_a_node_fails_for_its_data_unless_it_says_otherwise(said, kind):
     assert of_running(Exception(said), "it") is None
 
 
+def test_a_batch_that_memory_does_not_hold_is_refused(tmp_path):
+    loss, data = loss_of("Categorical")
+    data["frames"] = torch.zeros(1, 1).expand(48, 2**32)
+    with pytest.raises(BadInputError, match=r"a batch of 1,048,576 rows .* must fit in memory"):
+        export_loss(loss, data, tmp_path / "loss.onnx", batch=2**20)
+
+
 def test_an_example_with_nan_is_refused(tmp_path):
     loss, data = loss_of("Categorical")
     data["advantage"][2] = np.nan

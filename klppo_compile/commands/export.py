@@ -9,7 +9,7 @@ from rich.table import Table
 
 from klppo_compile.commands.interrupt import loading
 from klppo_compile.commands.plain import add_columns, plain
-from klppo_compile.commands.verdict import positive
+from klppo_compile.commands.verdict import positive, row_number
 from klppo_compile.exit_codes import BadInputError, ExitCode
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def command(
         from klppo_compile.export.exporting import export_loss, require_ready
         from klppo_compile.export.target import resolve
 
-    require_ready(form, opset, out)
+    require_ready(form, opset, out, size)
     found = resolve(target, checkpoint, data)
     if found.example is None:
         raise BadInputError(
@@ -108,9 +108,10 @@ def command(
 def _batch(text: str) -> int:
     if text == "dynamic":
         return 0
-    if not text.isdecimal() or int(text) < 1:
+    size = row_number(text, "--batch") if text.isdecimal() else 0
+    if size < 1:
         raise click.UsageError(f"--batch is dynamic, or a number of rows; got {text!r}.")
-    return int(text)
+    return size
 
 
 def _print(done: "Exported", as_json: bool) -> None:

@@ -31,6 +31,9 @@ LIMITS = {
     "min-explained-variance": "Least explained variance.",
 }
 
+MOST_DIGITS = 18
+"""Of a number of rows: what an index of 64 bits holds."""
+
 provider_option = click.option(
     "--provider",
     type=click.Choice(["auto", "cpu", "cuda", "tensorrt"]),
@@ -112,6 +115,19 @@ def stream_options(function: Decorator) -> Decorator:
     return function
 
 
+def row_number(text: str, option: str) -> int:
+    """Decimal digits as a number of rows.
+
+    Raises:
+        UsageError: more digits than any file's rows have; Python reads no more than 4300.
+    """
+    if len(text) > MOST_DIGITS:
+        raise click.UsageError(
+            f"{option} takes numbers of at most {MOST_DIGITS} digits; got one of {len(text):,}."
+        )
+    return int(text)
+
+
 def rows_range(text: str | None) -> tuple[int, int | None]:
     """A:B as numbers; either may be left out."""
     if text is None:
@@ -121,7 +137,8 @@ def rows_range(text: str | None) -> tuple[int, int | None]:
         raise click.UsageError(
             f"--rows is A:B, the first row and the one after the last; got {text!r}."
         )
-    return int(start or 0), int(stop) if stop else None
+    first, end = (row_number(part, "--rows") if part else None for part in (start, stop))
+    return first or 0, end
 
 
 @contextmanager
