@@ -59,7 +59,8 @@ CODE = {
 def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any) -> CompiledLoss:
     """Compile a loss into one graph forward and one backward.
 
-    Beta, the coefficients and (after its second size) the batch size move without a recompilation.
+    Beta, the coefficients and (after its second size) the batch size move without a recompilation;
+    see README's limits for what Inductor itself compiles by size.
     Each call has graphs of its own, so losses of any number and architecture live in one process.
     That code stays what it was is not checked at every call (see `may_change`).
     Whether beta moves is decided outside the graph: a recomputation inside a backward (activation

@@ -28,6 +28,7 @@ def read_minibatch(
     loss: "KLPENPPOLoss", tensordict: TensorDictBase
 ) -> tuple[Minibatch, torch.dtype]:
     """Read, check and run: the minibatch, and its metrics' dtype (float64 where the data are)."""
+    loss.actor_head.follow(loss.actor_network)
     found = _data(loss, tensordict)
     checks.require(found)
     checks.no_gradient(found)

@@ -10,14 +10,17 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictModule
+from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential
 from torch import Tensor, nn
 from torch import distributions as td
 
 from klppo_compile.reading import Reading, direct_reading
-from klppo_compile.recognise import Described, describe
+from klppo_compile.recognise import KNOWN_ROOTS, Described, describe
 from klppo_compile.records import PolicyHead, Rows
 from klppo_compile.registry import distribution_entropy, is_squashed, kl_divergence, within
+
+# Methods of an actor by which it could make another distribution than its distribution_class does.
+BUILDERS = ("get_dist", "build_dist_from_params", "get_dist_params")
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,29 @@ class ActorHead:
                 "The actor must end in its probabilistic module, as ProbabilisticActor and "
                 f"ProbabilisticTensorDictSequential do; got a {type(actor).__name__}."
             )
+        _refuse_own_ways(actor)
         _refuse_composite(module.distribution_class)
         self.in_keys = list(module.in_keys)
-        self.kind, self.constants = module.distribution_class, module.distribution_kwargs
         self.names = tuple(k[-1] if isinstance(k, tuple) else k for k in module.dist_keys)
-        self.reading: Reading | None = direct_reading(self.kind, self.constants, self.names)
+        self.module = module
+        self.kind, self.constants = module.distribution_class, module.distribution_kwargs
+        self.known: Reading | None = direct_reading(self.kind, self.constants, self.names)
+
+    @property
+    def reading(self) -> Reading | None:
+        """How the head is read without the distribution; None where only that tells.
+
+        What a trainer assigns to the module later, say another temperature, is built.
+        """
+        module = self.module
+        same = module.distribution_class is self.kind
+        return self.known if same and module.distribution_kwargs is self.constants else None
+
+    def follow(self, actor: nn.Module) -> None:
+        """Read by the module of this actor, which may have taken the place of the first."""
+        module = _last(actor)
+        if module is not self.module:
+            self.module = module
 
     def parameters(self, tensordict: TensorDictBase) -> dict[str, Tensor | None]:
         """The distribution's parameters by name, None where the tensordict lacks them."""
@@ -70,7 +91,8 @@ class ActorHead:
         """The head in a family's terms, or the distribution where no family serves it."""
         if self.reading is not None:
             return self.reading(given)
-        distribution = self.kind(**given, **self.constants)
+        module = self.module
+        distribution = module.distribution_class(**given, **module.distribution_kwargs)
         found = describe(distribution)
         return distribution if found is None else found
 
@@ -94,6 +116,20 @@ def _last(actor: Any) -> Any:
 def _end(sequence: Any) -> Any:
     modules = sequence.module
     return list(modules.values() if isinstance(modules, nn.ModuleDict) else modules)[-1]
+
+
+def _refuse_own_ways(actor: nn.Module) -> None:
+    """Refuse modules that build their distribution in a way of their own: nobody would call it."""
+    kinds = (ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential)
+    for kind in {type(module) for module in actor.modules() if isinstance(module, kinds)}:
+        for name in BUILDERS:
+            owner = next((k for k in kind.__mro__ if name in vars(k)), kind)
+            if owner.__module__.split(".")[0] not in KNOWN_ROOTS:
+                raise TypeError(
+                    "The actor's distribution must be what its distribution_class makes of its "
+                    f"parameters; {owner.__name__} overrides {name}. Give it as "
+                    "distribution_class, which may be a callable."
+                )
 
 
 def _refuse_composite(kind: Any) -> None:

@@ -5,7 +5,7 @@ So it is seen whether it passes its parameters on untouched, and need not be cal
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from dis import get_instructions
+from dis import get_instructions, hasjabs, hasjrel
 from functools import partial
 from inspect import getclosurevars
 from types import BuiltinFunctionType, FunctionType, ModuleType, NoneType
@@ -27,6 +27,8 @@ CONSTANTS = (int, float, str, NoneType, torch.dtype)
 DECLARATIONS = ("arg_constraints", "support", "has_rsample", "has_enumerate_support")
 # an import, or a function made inside: what they refer to is not seen from outside
 REACHING_OUT = ("IMPORT_NAME", "MAKE_FUNCTION")
+# a branch or a loop may go another way for other values, or without gradients
+BRANCHES = {*hasjabs, *hasjrel}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +81,12 @@ def untouched(kind: Any, names: tuple[str, ...]) -> Untouched | None:
     seen: list[Untouched | None] = []
     dims = []
     for shape in PROBE_SHAPES:
-        probe = _probe(names, shape)
-        try:
-            found = describe(kind(**probe))
-        except Exception:  # noqa: BLE001, S112 - whatever a foreign callable raises: it has no such shape
-            continue
+        with torch.inference_mode(False), torch.enable_grad():
+            probe = _probe(names, shape)
+            try:
+                found = _made_of(probe, kind)
+            except Exception:  # noqa: BLE001, S112 - whatever a foreign callable raises: it has no such shape
+                continue
         if shape[-1] == 1 and found is not None and isinstance(found.family, Softmax):
             continue  # one action is all of the mass whatever its logit, and torchrl drops it
         seen.append(_in_terms_of_probe(found, probe))
@@ -99,6 +102,8 @@ def _in_terms_of_probe(found: Described | None, probe: dict[str, Tensor]) -> Unt
     names = tuple(probe)
     if found is None or found.indices is not None:
         return None
+    if not all(x.requires_grad for x in found.parameters):
+        return None  # it takes the gradient away
     if isinstance(found.family, Softmax):
         if names != ("logits",):
             return None
@@ -140,7 +145,14 @@ def _probe(names: tuple[str, ...], shape: tuple[int, ...]) -> dict[str, Tensor]:
             flat = wide.view(-1, shape[-1])
             flat[0, 0], flat[-1, 1], flat[1, 2], flat[2, 3] = 1e3, -1e3, 40.0, -torch.inf
         probe["logits"] = wide
-    return probe
+    return {name: x.requires_grad_() for name, x in probe.items()}
+
+
+def _made_of(probe: dict[str, Tensor], kind: Any) -> Described | None:
+    """What a callable makes of a probe; None also where it writes into it."""
+    before = [x._version for x in probe.values()]  # noqa: SLF001 - what counts writes in place
+    found = describe(kind(**probe))
+    return found if before == [x._version for x in probe.values()] else None  # noqa: SLF001
 
 
 # ---- what could change a callable's mind
@@ -183,7 +195,8 @@ def _closed_class(kind: type) -> bool:
 
 
 def _closed(function: FunctionType) -> bool:
-    if any(i.opname in REACHING_OUT for i in get_instructions(function)):
+    steps = list(get_instructions(function))
+    if any(i.opname in REACHING_OUT or i.opcode in BRANCHES for i in steps):
         return False
     found = getclosurevars(function)
     reached = [x for name, x in found.nonlocals.items() if name != "__class__"]  # super()'s

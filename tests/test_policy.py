@@ -1,5 +1,6 @@
 """The actor's part: which actors are taken, what is run of them, what is left to torch."""
 
+import dataclasses
 from functools import partial
 
 import pytest
@@ -26,7 +27,7 @@ from torch.distributions import (
 )
 from torch.nn.functional import one_hot
 
-from klppo_compile import KLPENPPOLoss
+from klppo_compile import KLPENPPOLoss, compile_loss
 from klppo_compile.registry import distribution_entropy, kl_divergence
 from tests.builders import (
     CASES,
@@ -115,6 +116,53 @@ def test_what_a_callable_does_today_counts_not_what_it_did():
         new = actor[:-1](data.clone())["logits"] * 4
         expected = Categorical(logits=new).entropy().mean()
     torch.testing.assert_close(loss(data)["entropy"], expected)
+
+
+def cooler(logits):
+    """A third of the temperature's inverse."""
+    return Categorical(logits=logits / 3.0)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    ("name", "attribute", "value"),
+    [
+        ("TanhNormal bounds", "distribution_kwargs", {"low": -5.0, "high": 5.0}),
+        ("Categorical", "distribution_class", cooler),
+    ],
+)
+@pytest.mark.parametrize("functional", [True, False])
+def test_what_a_trainer_assigns_to_the_actor_counts(name, attribute, value, functional, compiled):
+    actor, critic, data = problem(name)
+    options = {"functional": functional, "entropy_bonus": False, "increment": 1, "decrement": 1}
+    loss = KLPENPPOLoss(actor, critic, **options)
+    called = compile_loss(loss) if compiled else loss
+    before = called(data)["loss_objective"]
+    setattr(loss.actor_network[-1], attribute, value)
+    found = called(data)["loss_objective"]
+    setattr(actor[-1], attribute, value)
+    expected = KLPENPPOLoss(actor, critic, **options)(data)["loss_objective"]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert abs(float((before - expected).detach())) > 1e-3
+
+
+def test_an_actor_that_takes_the_place_of_another_is_read_by_its_own_distribution():
+    actor, critic, data = problem("Categorical")
+    other = actor_of(dataclasses.replace(CASES["Categorical"], kind=cooler), net=actor[0].module)
+    loss = KLPENPPOLoss(actor, critic, functional=False)
+    loss.actor_network = other
+    expected = KLPENPPOLoss(other, critic, functional=False)(data)["loss_objective"]
+    torch.testing.assert_close(loss(data)["loss_objective"], expected)
+
+
+@pytest.mark.parametrize("base", [ProbabilisticTensorDictSequential, ProbabilisticTensorDictModule])
+def test_an_actor_with_a_way_of_its_own_to_a_distribution_is_refused(base):
+    actor, critic, _ = problem("Categorical")
+    kind = type("Tempered", (base,), {"get_dist": lambda _, td: cooler(td["logits"])})
+    changed = actor if base is ProbabilisticTensorDictSequential else actor[-1]
+    changed.__class__ = kind
+    with pytest.raises(TypeError, match="Tempered overrides get_dist"):
+        KLPENPPOLoss(actor, critic)
 
 
 def test_distribution_arguments_are_read_at_each_call():

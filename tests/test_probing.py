@@ -42,6 +42,15 @@ class Namesake(Categorical):
 Namesake.__name__ = "Categorical"
 
 
+class Detached(Normal):
+    def __init__(self, loc, scale):
+        super().__init__(loc, scale.detach())
+
+
+def written_without_gradient(loc, scale):
+    return Normal(loc, torch.no_grad()(torch.Tensor.clamp_)(scale, max=0.5))
+
+
 class Annealer:
     temperature = 1.0
 
@@ -124,6 +133,14 @@ def test_what_passes_its_parameters_on_is_not_called_again(kind, names):
         (by_width, LOGITS),
         (lambda loc, scale: Normal(loc.squeeze(-1), scale.squeeze(-1)), LOC),
         (lambda loc, scale: Independent(Normal(loc, scale), loc.ndim - 1), LOC),
+        (lambda logits: Categorical(logits=logits.clamp_(-0.2, 0.2)), LOGITS),
+        (lambda loc, scale: Normal(loc, scale.data.clamp_(max=0.5)), LOC),
+        (lambda loc, scale: Normal(loc, scale.detach()), LOC),
+        (lambda logits: Categorical(logits=logits.detach()), LOGITS),
+        (lambda loc, scale: Normal(loc, scale if (scale < 1).all() else scale.clamp(max=1)), LOC),
+        (lambda loc, scale: Normal(loc if torch.is_grad_enabled() else loc.tanh(), scale), LOC),
+        (written_without_gradient, LOC),
+        (Detached, LOC),
     ],
 )
 def test_what_changes_its_parameters_is_built_every_time(kind, names):
