@@ -46,10 +46,23 @@ def direct_reading(
     root, name = str(getattr(kind, "__module__", "")).split(".")[0], getattr(kind, "__name__", "")
     if isinstance(kind, type) and root in KNOWN_ROOTS:
         ours = name in _READINGS and set(names) <= PARAMETERS
-        return Reading(_READINGS[name], constants) if ours else None
+        return Reading(_READINGS[name], _with_tensors(constants)) if ours else None
     # constants may change, and then what a callable does with them
     probed = None if constants else untouched(kind, names)
     return None if probed is None else Reading(probed, constants)
+
+
+def _with_tensors(constants: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Bounds of NumPy as tensors over the same memory: Dynamo fails to guard arrays in a dict.
+
+    They keep their dtype, as with torchrl: it says how near to a bound an action is held.
+    """
+    arrays = {
+        name: torch.as_tensor(x, device="cpu")  # whatever the default device: not a copy
+        for name, x in constants.items()
+        if name in ("low", "high") and hasattr(x, "__array__") and not isinstance(x, Tensor)
+    }
+    return {**constants, **arrays} if arrays else constants
 
 
 def _is_class_with_constants(kind: Any) -> bool:
@@ -71,6 +84,11 @@ def _together(loc: Tensor, scale: Any) -> tuple[Tensor, Tensor]:
     return loc, scale
 
 
+def _bound(bound: Any, loc: Tensor) -> Any:
+    """A number as it is, a tensor where the location is, as torchrl takes them."""
+    return bound.to(loc.device) if isinstance(bound, Tensor) else bound
+
+
 def _read_normal(given: Mapping[str, Any]) -> Described:
     loc, scale = _together(given["loc"], given["scale"])
     return Described(FAMILIES["normal"], (loc, scale), 0)
@@ -79,7 +97,9 @@ def _read_normal(given: Mapping[str, Any]) -> Described:
 def _read_tanh_normal(given: Mapping[str, Any]) -> Described:
     """torchrl's TanhNormal; its constructor reads the bounds on the host."""
     loc, scale = given["loc"], given["scale"]
-    low, high = given.get("low", -1.0), given.get("high", 1.0)
+    low, high = (
+        _bound(given.get(name, unit), loc) for name, unit in (("low", -1.0), ("high", 1.0))
+    )
     if callable(scale) and not isinstance(scale, Tensor):
         scale = scale(loc)
     if given.get("tanh_loc", False):

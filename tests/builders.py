@@ -120,6 +120,7 @@ def sparse(batch):
 LOC, LOGITS, PROBS = ("loc", "scale"), ("logits",), ("probs",)
 BOUNDS = {"low": -2.0, "high": 3.0}
 TENSOR_BOUNDS = {"low": torch.tensor([-2.0, -1.0, 0.0]), "high": torch.tensor([3.0, 1.0, 4.0])}
+NUMPY_BOUNDS = {name: bound.double().numpy() for name, bound in TENSOR_BOUNDS.items()}
 CASES = {
     case.name: case
     for case in (
@@ -129,6 +130,7 @@ CASES = {
         Case("TanhNormal", rl.TanhNormal, LOC, pair_head, "k"),
         Case("TanhNormal bounds", rl.TanhNormal, LOC, pair_head, "k", BOUNDS),
         Case("TanhNormal tensor bounds", rl.TanhNormal, LOC, pair_head, "k", TENSOR_BOUNDS),
+        Case("TanhNormal NumPy bounds", rl.TanhNormal, LOC, pair_head, "k", NUMPY_BOUNDS),
         Case("TanhNormal tanh_loc", rl.TanhNormal, LOC, pair_head, "k", {"tanh_loc": True}),
         Case("TanhNormal unsafe", rl.TanhNormal, LOC, pair_head, "k", {"safe_tanh": False}),
         Case("squashed Normal", squashed, LOC, pair_head, "k"),
