@@ -19,6 +19,7 @@ QUADRATURE_NODES = 64
 BETA_NUMBERS = ("dtarg", "increment", "decrement", "beta_min", "beta_max")
 COEFFICIENTS = ("entropy_coeff", "critic_coeff", "clip_value", "max_importance_ratio")
 OPTIONAL = ("critic_coeff", "clip_value", "max_importance_ratio")  # None leaves their terms out
+WORDS = ("beta_update", "entropy_method")
 SCALARS = ("beta", *BETA_NUMBERS, *COEFFICIENTS)
 
 
@@ -45,19 +46,30 @@ class ScheduledLoss(KeyedLoss):
             self.register_buffer(name, tensor, persistent=name not in BETA_NUMBERS)
         self._beta_init = float(numbers["beta"])  # type: ignore[arg-type]
         self.has_critic = self.critic_network is not None and numbers["critic_coeff"] is not None
+        self._register_nodes()
+
+    def _register_nodes(self) -> None:
+        """The entropy's nodes beside beta, or none where it is sampled."""
         nodes, weights = np.polynomial.hermite_e.hermegauss(QUADRATURE_NODES)
         quadrature = self.entropy_method == "quadrature"
         for name, x in (("_nodes", nodes), ("_node_weights", weights / weights.sum())):
-            buffer = torch.tensor(x, device=device) if quadrature else None
+            buffer = torch.tensor(x, device=self.beta.device) if quadrature else None
             self.register_buffer(name, buffer, persistent=False)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Beta and the coefficients take a number in place: `loss.entropy_coeff = 0.003`."""
+        """Beta and the coefficients take a number in place: `loss.entropy_coeff = 0.003`.
+
+        A method or a rule takes one of its words, and holds from the next call on.
+        """
+        if name in WORDS:
+            arguments.check_choice(name, value)
         buffers = self.__dict__.get("_buffers", {})
         if name not in SCALARS or buffers.get(name) is None:
             if name in SCALARS and buffers:
                 self._refuse_absent(name, value)
             super().__setattr__(name, value)
+            if name == "entropy_method" and "_nodes" in buffers:
+                self._register_nodes()
             return
         if isinstance(value, nn.Parameter) or value is None:
             raise TypeError(

@@ -160,8 +160,7 @@ class KLPENPPOLoss(ScheduledLoss):
         self.delay_actor, self.entropy_bonus = delay_actor, entropy_bonus
         self.reduction = arguments.check_choice("reduction", reduction or "mean")
         self.loss_critic_type = arguments.check_choice("loss_critic_type", loss_critic_type)
-        self.beta_update = arguments.check_choice("beta_update", beta_update)
-        self.entropy_method = arguments.check_choice("entropy_method", entropy_method)
+        self.beta_update, self.entropy_method = beta_update, entropy_method
         self.backend = arguments.check_choice("backend", backend)
         self.samples_mc_kl = arguments.check_samples("samples_mc_kl", samples_mc_kl)
         self.samples_mc_entropy = arguments.check_samples("samples_mc_entropy", samples_mc_entropy)
