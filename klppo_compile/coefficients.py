@@ -33,10 +33,15 @@ class ScheduledLoss(KeyedLoss):
     def _register_scalars(
         self, numbers: dict[str, float | None], device: torch.device | str | None
     ) -> None:
-        """Every number is a float32 buffer: it moves in place and without a recompilation."""
+        """Every number is a float32 buffer: it moves in place and without a recompilation.
+
+        Raises:
+            ValueError: networks or numbers on the meta device.
+        """
         if device is None:
             first = next(self.parameters(), None)
             device = torch.get_default_device() if first is None else first.device
+        self._refuse_meta(torch.device(device))
         for name in (*COEFFICIENTS, "beta", *BETA_NUMBERS):
             value = numbers[name]
             if value is None:
@@ -47,6 +52,16 @@ class ScheduledLoss(KeyedLoss):
         self._beta_init = float(numbers["beta"])  # type: ignore[arg-type]
         self.has_critic = self.critic_network is not None and numbers["critic_coeff"] is not None
         self._register_nodes()
+
+    def _refuse_meta(self, device: torch.device) -> None:
+        held = [(n, x.device) for n, x in (*self.named_parameters(), *self.named_buffers())]
+        found = next((n for n, where in (*held, ("device", device)) if where.type == "meta"), None)
+        if found is not None:
+            raise ValueError(
+                "a loss needs networks that are initialised, for to_empty() would leave its own "
+                f"numbers without values; {found} is on the meta device. Initialise the networks "
+                "first, with to_empty() and load_state_dict(), and then make the loss."
+            )
 
     def _register_nodes(self) -> None:
         """The entropy's nodes beside beta, or none where it is sampled."""

@@ -81,7 +81,7 @@ class KLPENPPOLoss(ScheduledLoss):
     Raises:
         TypeError: a keyword that no argument has, both spellings of one, no actor, `gamma`.
         ValueError: a number out of range or not finite, an unknown word, arguments that exclude
-            each other.
+            each other, networks on the meta device.
 
     Examples:
         >>> loss = KLPENPPOLoss(actor, critic, dtarg=0.02)

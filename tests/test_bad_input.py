@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchrl.modules.distributions as rl
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import Distribution
 
 from klppo_compile import KLPENPPOLoss, compile_loss
@@ -181,6 +182,27 @@ def test_networks_that_are_missing():
         KLPENPPOLoss(actor, None, critic_coeff=1.0)
     with pytest.raises(TypeError, match=r"must be a tensordict module.*; got Linear"):
         KLPENPPOLoss(actor, critic.module)
+
+
+META = "networks that are initialised, .* is on the meta device. Initialise the networks first"
+
+
+@pytest.mark.parametrize("functional", [True, False])
+@pytest.mark.parametrize("which", [0, 1], ids=["actor", "critic"])
+def test_networks_without_values(which, functional):
+    networks = list(problem(CATEGORICAL)[:2])
+    networks[which] = networks[which].to("meta")
+    with pytest.raises(ValueError, match=META):
+        KLPENPPOLoss(*networks, functional=functional)
+
+
+def test_numbers_without_values_which_fake_ones_are_not():
+    actor, critic, _ = problem(CATEGORICAL)
+    with pytest.raises(ValueError, match="device is on the meta device"):
+        KLPENPPOLoss(actor, critic, device="meta")
+    with FakeTensorMode():
+        actor, critic = actor_of(CASES[CATEGORICAL]), critic_of()
+        assert KLPENPPOLoss(actor, critic).beta.device.type == "cpu"
 
 
 @pytest.mark.parametrize("dims", [(2,), (0, -3)])
