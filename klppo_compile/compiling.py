@@ -72,7 +72,7 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
         cudagraphs: replay the graphs as CUDA graphs (as `mode="reduce-overhead"` does). Unproven:
             no device has run it yet.
         **options: further arguments of `torch.compile`; `options` are added to ours, a `mode`
-            takes their place.
+            takes their place. None is as good as absent.
 
     Returns:
         A callable from tensordict to tensordict, like the loss.
@@ -81,9 +81,15 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
         TypeError: something else than a loss of ours.
         ValueError: `cudagraphs` without CUDA parameters, or with a `mode` or `backend` of your own;
             a loss with hooks or a `forward` of its own, which would not run. Nor do hooks that are
-            registered later.
+            registered later; `fullgraph=False`.
     """
     _refuse_more_than_the_loss(loss)
+    options = {name: x for name, x in options.items() if x is not None}
+    if not options.pop("fullgraph", True):
+        raise ValueError(
+            "compile_loss makes one graph of the whole loss; got fullgraph=False. Leave it out, or "
+            "call torch.compile(loss) for several graphs."
+        )
     if cudagraphs:
         device = loss.beta.device
         if device.type != "cuda":

@@ -286,6 +286,17 @@ def test_cudagraphs_are_refused_without_a_device_or_with_a_mode():
         compile_loss(loss, cudagraphs=True)
 
 
+def test_what_torch_has_by_default_may_be_said():
+    actor, critic, data = problem("normal")
+    loss = KLPENPPOLoss(actor, critic, increment=1.0, decrement=1.0)
+    said = {"fullgraph": True, "options": None, "mode": None, "recompile_limit": None}
+    compiled = compile_loss(loss, backend="eager", **said)
+    leaves = [*actor.parameters(), *critic.parameters()]
+    assert_same(call(compiled, data, leaves), call(loss, data, leaves))
+    with pytest.raises(ValueError, match=r"makes one graph .*; got fullgraph=False\. Leave it out"):
+        compile_loss(loss, fullgraph=False)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="replays CUDA graphs: needs a device")
 def test_cudagraph_replay_moves_beta():
     actor, critic, data = problem("normal")
