@@ -81,6 +81,7 @@ def distribution_of(
 ) -> dict[str, list[float]]:
     """What tells its distribution from another of its family, see `head_probe`."""
     dims, head = prepared.example.ndim, loss.actor_head
+    head.follow(loss.actor_network)
     computed = dict(zip(captured.outputs, captured.results, strict=True))
     rows = {}
     for name, key in zip(head.names, head.in_keys, strict=True):

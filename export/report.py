@@ -37,9 +37,9 @@ def floor_of(masked: bool) -> float:
     return MASKED_FLOOR if masked else PLAIN_FLOOR
 
 
-def lost_by_mean(masked: bool, elements: int) -> int:
-    """Degrees of freedom that a mean takes, where a row counts once for each of its elements."""
-    return 0 if masked else elements
+def lost_by_mean(masked: bool, settings: Mapping[str, Any]) -> int:
+    """Degrees of freedom that a mean takes, where an advantage counts for several elements."""
+    return 0 if masked else settings["advantage_repeats"]
 
 
 def report(evaluation: Evaluation) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _objective(
     if not n:
         return math.nan
     weighted, masked = totals.weighted_advantage.value / n, bool(totals.masked)
-    lost = lost_by_mean(masked, totals.counted // totals.rows)
+    lost = lost_by_mean(masked, settings)
     own = own_statistics(settings)
     if own and 0 not in own:
         weighted = totals.advantage_groups.standardised(lost, floor_of(masked)) / n

@@ -31,7 +31,11 @@ class RowReader:
 
     def __init__(self, manifest: Manifest, totals: Totals, scalars: Mapping[str, float]) -> None:
         self.manifest, self.totals, self.scalars = manifest, totals, scalars
-        self.settings = {**manifest.settings, "batch_dims": manifest.batch_dims}
+        self.settings = {
+            **manifest.settings,
+            "batch_dims": manifest.batch_dims,
+            "advantage_repeats": _repeats(manifest),
+        }
         self.names = {spec.role: spec.name for spec in manifest.inputs}
         self.divisor = float(manifest.settings["advantage_divisor"])
         self.actions = _actions(manifest)
@@ -107,14 +111,13 @@ class RowReader:
         lead = shape[: self.manifest.batch_dims]
         sizes = [size if d in dims else 1 for d, size in enumerate(lead)]
         group = np.broadcast_to(np.arange(math.prod(sizes)).reshape(sizes), lead).reshape(-1)
-        elements = math.prod(shape[len(lead) :])
-        group = np.repeat(group, elements)[keep]
+        group = np.repeat(group, math.prod(shape[len(lead) :]))[keep]
         totals, masked = self.totals, bool(self.totals.masked)
         # Sequences are whole in a batch; a step of all sequences is not.
         groups = Groups() if 0 in dims else totals.advantage_groups
         groups.update(advantage, ratio.astype(np.float64), group)
         if 0 in dims:
-            lost = lost_by_mean(masked, elements)
+            lost = lost_by_mean(masked, self.settings)
             totals.weighted_advantage.add(groups.standardised(lost, floor_of(masked)))
 
     def _critic(
@@ -176,6 +179,14 @@ class RowReader:
                     f"every row that counts must {what.format(spec.key)} in row"
                     f" {int(row[rows[at[0]] * inner])}. Drop such rows, or mask them."
                 )
+
+
+def _repeats(manifest: Manifest) -> int:
+    """How many elements of a row one advantage is for: a loss per element has many, or one each."""
+    kl = next(output for output in manifest.outputs if output.name == "kl")
+    advantage = manifest.input_of("advantage")
+    assert advantage is not None
+    return max(1, math.prod(kl.shape) // max(1, math.prod(advantage.shape)))
 
 
 def _actions(manifest: Manifest) -> int:

@@ -74,4 +74,4 @@ def of_running(error: Exception, origin: str) -> RefusalError | None:
 
 
 def _first_line(text: str) -> str:
-    return text.splitlines()[0].rstrip(".")
+    return (text.splitlines() or ["no reason"])[0].rstrip(".")

@@ -164,7 +164,10 @@ class Evaluation:
             return cls(
                 str(values["file_sha256"]),
                 str(values["old_sha256"]),
-                {**values["settings"], "batch_dims": number(values["settings"]["batch_dims"])},
+                {
+                    **values["settings"],
+                    **{name: number(values["settings"][name]) for name in READERS},
+                },
                 {name: number(x) for name, x in values["scalars"].items()},
                 int(values["rollout_rows"]),
                 str(values["rollout_ends"]),
@@ -180,6 +183,8 @@ class Evaluation:
 
 SAME = ("file_sha256", "old_sha256", "settings", "scalars", "rollout_rows", "rollout_ends")
 """What the parts of one evaluation have in common."""
+READERS = ("batch_dims", "advantage_repeats")
+"""Settings that are not the file's own but its reader's."""
 BROKEN = (
     OSError,
     ValueError,

@@ -42,6 +42,9 @@ class ActorHead:
     """Reads the action's head from tensordicts, by the actor's one probabilistic module."""
 
     def __init__(self, actor: nn.Module) -> None:
+        self._take(actor)
+
+    def _take(self, actor: nn.Module) -> None:
         modules = [m for m in actor.modules() if isinstance(m, ProbabilisticTensorDictModule)]
         if not modules:
             raise RuntimeError("Could not find the probabilistic module in the actor.")
@@ -71,14 +74,26 @@ class ActorHead:
         What a trainer assigns to the module later, say another temperature, is built.
         """
         module = self.module
-        same = module.distribution_class is self.kind
+        if isinstance(self.kind, partial) and torch.compiler.is_compiling():
+            # Dynamo can't tell partials of tensors apart: one for another is not seen there.
+            same = isinstance(module.distribution_class, partial)
+        else:
+            same = module.distribution_class is self.kind
         return self.known if same and module.distribution_kwargs is self.constants else None
 
     def follow(self, actor: nn.Module) -> None:
-        """Read by the module of this actor, which may have taken the place of the first."""
+        """Read by the module of this actor, which may have taken the place of the first.
+
+        Raises:
+            RuntimeError, TypeError, NotImplementedError: as for the first.
+        """
         module = _last(actor)
-        if module is not self.module:
-            self.module = module
+        if module is self.module:
+            return
+        if torch.compiler.is_compiling():
+            self.module = module  # its distribution is built
+        else:
+            self._take(actor)
 
     def parameters(self, tensordict: TensorDictBase) -> dict[str, Tensor | None]:
         """The distribution's parameters by name, None where the tensordict lacks them."""
@@ -121,13 +136,14 @@ def _end(sequence: Any) -> Any:
 def _refuse_own_ways(actor: nn.Module) -> None:
     """Refuse modules that build their distribution in a way of their own: nobody would call it."""
     kinds = (ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential)
-    for kind in {type(module) for module in actor.modules() if isinstance(module, kinds)}:
+    for module in (m for m in actor.modules() if isinstance(m, kinds)):
+        kind = type(module)
         for name in BUILDERS:
             owner = next((k for k in kind.__mro__ if name in vars(k)), kind)
-            if owner.__module__.split(".")[0] not in KNOWN_ROOTS:
+            if name in vars(module) or owner.__module__.split(".")[0] not in KNOWN_ROOTS:
                 raise TypeError(
                     "The actor's distribution must be what its distribution_class makes of its "
-                    f"parameters; {owner.__name__} overrides {name}. Give it as "
+                    f"parameters; this {kind.__name__} overrides {name}. Give it as "
                     "distribution_class, which may be a callable."
                 )
 

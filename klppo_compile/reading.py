@@ -25,10 +25,12 @@ class Reading:
 
     read: Callable[[Mapping[str, Any]], Described]
     constants: Mapping[str, Any]
+    traced: Mapping[str, Any]  # the same, as Dynamo can guard them
 
     def __call__(self, given: Mapping[str, Any]) -> Described:
         """The head of these parameters."""
-        return self.read({**self.constants, **given})
+        constants = self.traced if torch.compiler.is_compiling() else self.constants
+        return self.read({**constants, **given})
 
 
 def direct_reading(
@@ -46,19 +48,16 @@ def direct_reading(
     root, name = str(getattr(kind, "__module__", "")).split(".")[0], getattr(kind, "__name__", "")
     if isinstance(kind, type) and root in KNOWN_ROOTS:
         ours = name in _READINGS and set(names) <= PARAMETERS
-        return Reading(_READINGS[name], _with_tensors(constants)) if ours else None
+        return Reading(_READINGS[name], constants, _for_dynamo(constants)) if ours else None
     # constants may change, and then what a callable does with them
     probed = None if constants else untouched(kind, names)
-    return None if probed is None else Reading(probed, constants)
+    return None if probed is None else Reading(probed, constants, constants)
 
 
-def _with_tensors(constants: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Bounds of NumPy as tensors over the same memory: Dynamo fails to guard arrays in a dict.
-
-    They keep their dtype, as with torchrl: it says how near to a bound an action is held.
-    """
+def _for_dynamo(constants: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The constants with NumPy's bounds as tensors: Dynamo fails to guard arrays in a dict."""
     arrays = {
-        name: torch.as_tensor(x, device="cpu")  # whatever the default device: not a copy
+        name: _bound(x)
         for name, x in constants.items()
         if name in ("low", "high") and hasattr(x, "__array__") and not isinstance(x, Tensor)
     }
@@ -84,8 +83,20 @@ def _together(loc: Tensor, scale: Any) -> tuple[Tensor, Tensor]:
     return loc, scale
 
 
-def _bound(bound: Any, loc: Tensor) -> Any:
-    """A number as it is, a tensor where the location is, as torchrl takes them."""
+def _bound(bound: Any) -> Any:
+    """NumPy's arrays as tensors over the same memory, its numbers as Python's.
+
+    They keep their dtype, as with torchrl: it says how near to a bound an action is held.
+    """
+    if isinstance(bound, Tensor) or not hasattr(bound, "__array__"):
+        return bound
+    # Whatever the default device: not a copy.
+    return torch.as_tensor(bound, device="cpu") if bound.ndim else float(bound)
+
+
+def _where(loc: Tensor, bound: Any) -> Any:
+    """A bound where the location is, as torchrl takes it."""
+    bound = _bound(bound)
     return bound.to(loc.device) if isinstance(bound, Tensor) else bound
 
 
@@ -98,7 +109,7 @@ def _read_tanh_normal(given: Mapping[str, Any]) -> Described:
     """torchrl's TanhNormal; its constructor reads the bounds on the host."""
     loc, scale = given["loc"], given["scale"]
     low, high = (
-        _bound(given.get(name, unit), loc) for name, unit in (("low", -1.0), ("high", 1.0))
+        _where(loc, given.get(name, unit)) for name, unit in (("low", -1.0), ("high", 1.0))
     )
     if callable(scale) and not isinstance(scale, Tensor):
         scale = scale(loc)

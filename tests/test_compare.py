@@ -72,6 +72,20 @@ def test_one_distribution_compares_whoever_builds_it(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["report"]["kl_mean"] > 1e-4
 
 
+def test_the_distribution_of_a_file_is_the_one_in_its_graph(tmp_path, capsys):
+    """A trainer has given the actor another since the loss was made."""
+    loss, data = loss_of("Categorical")
+    names = {"in_keys": ["logits"], "out_keys": ["action"]}
+    cool = ProbabilisticTensorDictModule(**names, distribution_class=heated(0.2))
+    loss.actor_network.module[-1] = cool
+    export_loss(loss, data, tmp_path / "swapped.onnx", checked=False)
+    export(tmp_path, "hot", "Categorical", heated(1.0))
+    export(tmp_path, "cold", "Categorical", heated(0.2))
+    assert compared(tmp_path, "hot", "swapped") == ExitCode.BAD_INPUT
+    assert compared(tmp_path, "cold", "swapped") == ExitCode.GOOD
+    assert "they make one distribution of a head" in capsys.readouterr().err
+
+
 def test_parts_of_comparisons_with_two_files_do_not_add_up(tmp_path, capsys):
     parts = []
     for i, name in enumerate(("one", "two", "new")):

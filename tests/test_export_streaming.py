@@ -93,11 +93,15 @@ def test_an_advantage_is_standardised_apart_along_excluded_dimensions(dims, mask
     assert merged == pytest.approx(report(whole)["loss_objective"], rel=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:You requested advantage normalization:UserWarning")
+@pytest.mark.parametrize("each", [False, True], ids=["of a row", "of an element"])
 @pytest.mark.parametrize("name", ["plain Normal", "Bernoulli"])
 @pytest.mark.parametrize("dims", [(), (0,), (1,)])
-def test_an_advantage_counts_once_however_many_elements_a_row_has(name, dims, tmp_path):
+def test_an_advantage_counts_once_however_many_elements_a_row_has(name, dims, each, tmp_path):
     loss, data = loss_of(name, normalize_advantage=True, normalize_advantage_exclude_dims=dims)
     data = data[:12].reshape(3, 4)
+    if each:
+        data["advantage"] = torch.randn(*data["action"].shape, 1)
     export_loss(loss, data, tmp_path / "loss.onnx", checked=False)
     data.memmap(tmp_path / "rollout")
     with open_rollout(tmp_path / "rollout") as rollout:

@@ -3,6 +3,7 @@
 import dataclasses
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torchrl.modules.distributions as rl
@@ -155,13 +156,25 @@ def test_an_actor_that_takes_the_place_of_another_is_read_by_its_own_distributio
     torch.testing.assert_close(loss(data)["loss_objective"], expected)
 
 
+@pytest.mark.parametrize("bound", [torch.full((3,), 2.0), np.float64(2.0), 2.0])
+def test_a_partial_of_any_constants_is_one_graph(bound):
+    case = CASES["TanhNormal"]
+    squashed = partial(rl.TanhNormal, low=-bound, high=bound)
+    actor, critic = actor_of(dataclasses.replace(case, kind=squashed)), critic_of()
+    data = rollout(case, actor)
+    loss = KLPENPPOLoss(actor, critic, increment=1, decrement=1, entropy_bonus=False)
+    torch.compiler.reset()
+    compiled = compile_loss(loss)
+    torch.testing.assert_close(compiled(data)["kl"], loss(data)["kl"])
+
+
 @pytest.mark.parametrize("base", [ProbabilisticTensorDictSequential, ProbabilisticTensorDictModule])
 def test_an_actor_with_a_way_of_its_own_to_a_distribution_is_refused(base):
     actor, critic, _ = problem("Categorical")
     kind = type("Tempered", (base,), {"get_dist": lambda _, td: cooler(td["logits"])})
     changed = actor if base is ProbabilisticTensorDictSequential else actor[-1]
     changed.__class__ = kind
-    with pytest.raises(TypeError, match="Tempered overrides get_dist"):
+    with pytest.raises(TypeError, match="this Tempered overrides get_dist"):
         KLPENPPOLoss(actor, critic)
 
 
