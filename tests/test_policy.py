@@ -134,6 +134,8 @@ def cooler(logits):
 )
 @pytest.mark.parametrize("functional", [True, False])
 def test_what_a_trainer_assigns_to_the_actor_counts(name, attribute, value, functional, compiled):
+    if compiled and attribute == "distribution_kwargs" and torch.__version__ < "2.12":
+        pytest.skip("torch 2.11 can't tell two dicts apart in compiled code, and says so")
     actor, critic, data = problem(name)
     options = {"functional": functional, "entropy_bonus": False, "increment": 1, "decrement": 1}
     loss = KLPENPPOLoss(actor, critic, **options)
@@ -158,6 +160,8 @@ def test_an_actor_that_takes_the_place_of_another_is_read_by_its_own_distributio
 
 @pytest.mark.parametrize("bound", [torch.full((3,), 2.0), np.float64(2.0), 2.0])
 def test_a_partial_of_any_constants_is_one_graph(bound):
+    if isinstance(bound, torch.Tensor) and torch.__version__ < "2.12":
+        pytest.skip("torch 2.11 can't tell two lists of transforms apart in compiled code")
     case = CASES["TanhNormal"]
     squashed = partial(rl.TanhNormal, low=-bound, high=bound)
     actor, critic = actor_of(dataclasses.replace(case, kind=squashed)), critic_of()
