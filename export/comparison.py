@@ -41,9 +41,7 @@ def compare(
         inputs = {spec.name: {**arrays, **past}[spec.name] for spec in new.manifest.inputs}
         return {s.name: inputs[s.name].astype(s.dtype, copy=False) for s in new.manifest.inputs}
 
-    found = stream(new, matched, {}, rows, batch_rows, progress, feed)
-    found.old_sha256 = old.sha256
-    return found
+    return stream(new, matched, {}, rows, batch_rows, progress, feed, old.sha256)
 
 
 def needed_inputs(old: OnnxFile, new: OnnxFile) -> list[InputSpec]:

@@ -87,8 +87,12 @@ def stream(
     batch_rows: int,
     progress: Progress,
     feed: Callable[[dict[str, Array]], dict[str, Array]] = dict,
+    old_sha256: str = "",
 ) -> Evaluation:
-    """Run a file over batches of a rollout; `feed` makes the graph's inputs of what was read."""
+    """Run a file over batches of a rollout; `feed` makes the graph's inputs of what was read.
+
+    `old_sha256` is of the file that `feed` takes the old policy from, if it does.
+    """
     start, stop = _range(matched, rows)
     manifest = file.manifest
     used = {**manifest.scalars, **scalars}
@@ -110,9 +114,9 @@ def stream(
             row += real.stop - real.start
         progress((last - first) * matched.inner)
     ranges = [(start * matched.inner, stop * matched.inner)]
-    ends, of_recorder = rollout_ends(matched), ""
+    ends = rollout_ends(matched)
     return Evaluation(
-        file.sha256, of_recorder, reader.settings, used, matched.rows, ends, ranges, totals
+        file.sha256, old_sha256, reader.settings, used, matched.rows, ends, ranges, totals
     )
 
 

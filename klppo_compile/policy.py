@@ -104,8 +104,9 @@ class ActorHead:
 
     def read(self, given: Mapping[str, Any]) -> Described | td.Distribution:
         """The head in a family's terms, or the distribution where no family serves it."""
-        if self.reading is not None:
-            return self.reading(given)
+        reading = self.reading
+        if reading is not None:
+            return reading(given)
         module = self.module
         distribution = module.distribution_class(**given, **module.distribution_kwargs)
         found = describe(distribution)

@@ -56,12 +56,9 @@ def direct_reading(
 
 def _for_dynamo(constants: Mapping[str, Any]) -> Mapping[str, Any]:
     """The constants with NumPy's bounds as tensors: Dynamo fails to guard arrays in a dict."""
-    arrays = {
-        name: _bound(x)
-        for name, x in constants.items()
-        if name in ("low", "high") and hasattr(x, "__array__") and not isinstance(x, Tensor)
-    }
-    return {**constants, **arrays} if arrays else constants
+    bounds = {name: _bound(x) for name, x in constants.items() if name in ("low", "high")}
+    same = all(x is constants[name] for name, x in bounds.items())
+    return constants if same else {**constants, **bounds}
 
 
 def _is_class_with_constants(kind: Any) -> bool:
