@@ -124,7 +124,10 @@ def run_actor(actor: nn.Module, tensordict: TensorDictBase) -> TensorDictBase:
 
 def _last(actor: Any) -> Any:
     """The last module, within sequences of sequences."""
-    while hasattr(actor, "get_dist_params"):
+    # The type first: to look for an attribute in vain is slow, also in each call's guards.
+    while not isinstance(actor, ProbabilisticTensorDictModule) and hasattr(
+        actor, "get_dist_params"
+    ):
         actor = _end(actor)
     return actor
 
