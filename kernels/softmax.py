@@ -100,7 +100,7 @@ def row_moments(
         b_old, b_new = load(b_old_at + i_a, i_a < D, LOWEST), load(b_new_at + i_a, i_a < D, LOWEST)
         x, y = b_old - spread(b_old_ref), b_new - spread(b_ref)
         q, p, u = exp(x), exp(y), fall(x, b_old, b_new) - spread(b_old_ref - b_ref)
-        u, psi_u, y = moments(q, p, p, u, y)
+        u, psi_u, y, _ = moments(q, p, p, u, y)
         b_q, b_p, b_u, b_psi, b_y = b_q + q, b_p + p, b_u + u, b_psi + psi_u, b_y + y
     q, p = row_sum(b_q), row_sum(b_p)
     u, psi_u = quotient(row_sum(b_u), q), quotient(row_sum(b_psi), q)

@@ -122,7 +122,7 @@ def sweep(
         x = x - old_top[:, :, None]
         q, p = exp(x), exp(y - top[:, :, None])
         r, u = p * exp(top - old_top)[:, :, None], fall(x, b_old, b_new) - (old_ref - ref)
-        u, psi_u, y = moments(q, p, r, u, y)
+        u, psi_u, y, _ = moments(q, p, r, u, y)
         b_q, b_u, b_psi = (
             f * b_q + tl.sum(q, 2),
             f * b_u + tl.sum(u, 2),

@@ -23,7 +23,8 @@ def rows(head: PolicyHead) -> HeadRows:
         torch.cat([b.log_prob for b in blocks]),
         torch.cat([b.kl for b in blocks]),
         torch.cat([b.entropy for b in blocks]),
-        tuple(torch.cat(x) for x in zip(*(b.kept for b in blocks), strict=True)),
+        # A small last block keeps what the others don't: there, all is computed again.
+        tuple(torch.cat(x) for x in zip(*(b.kept for b in blocks), strict=False)),
     )
 
 

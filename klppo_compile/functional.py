@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from klppo_compile import backends, eager, nodes, penalty, well_formed
+from klppo_compile.passes import constant
 from klppo_compile.records import LossConfig, LossOutput, Minibatch
 
 
@@ -101,6 +102,8 @@ def scalar(x: Tensor | float, device: torch.device) -> Tensor:
         if x.ndim == 0 and x.dtype == torch.float32 and x.device == device and not x.requires_grad:
             return x
         return x.detach().reshape(()).to(device, torch.float32)
+    if device.type == "cpu" and not torch.compiler.is_compiling() and math.isinf(x):
+        return constant(x, torch.float32)  # what is left out: no caps, no radius
     return torch.full((), x, dtype=torch.float32, device=device)
 
 

@@ -177,7 +177,7 @@ def _critic(
     )
     samples = {"value": value, "value_target": target, "old_value": old}
     flat = {k: _without_last(x) for k, x in samples.items()}
-    mask = joint_mask(masks, tuple(_without_last(value).shape))
+    mask = joint_mask(masks, tuple(flat["value"].shape))
     return {**flat, "value_mask": mask}
 
 

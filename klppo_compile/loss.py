@@ -12,7 +12,7 @@ from tensordict.nn import InteractionType, dispatch, set_interaction_type
 from torch import Tensor, nn
 
 from klppo_compile import arguments
-from klppo_compile.coefficients import OPTIONAL, ScheduledLoss
+from klppo_compile.coefficients import BETA_NUMBERS, OPTIONAL, ScheduledLoss
 from klppo_compile.functional import loss_of_checked
 from klppo_compile.inputs import read_minibatch
 from klppo_compile.networks import recurrent_mode
@@ -215,16 +215,13 @@ class KLPENPPOLoss(ScheduledLoss):
 
     def config(self) -> LossConfig:
         """The hyper-parameters as `klpen_ppo_loss` takes them."""
+        number = self._buffers  # an attribute that is a buffer is found last, nine times a call
         return LossConfig(
-            dtarg=self.dtarg,
-            increment=self.increment,
-            decrement=self.decrement,
-            beta_min=self.beta_min,
-            beta_max=self.beta_max,
-            entropy_coeff=self.entropy_coeff,
-            critic_coeff=self.critic_coeff if self.has_critic else 0.0,
-            clip_value=self.clip_value,
-            max_importance_ratio=self.max_importance_ratio,
+            **{name: number[name] for name in BETA_NUMBERS},
+            entropy_coeff=number["entropy_coeff"],
+            critic_coeff=number["critic_coeff"] if self.has_critic else 0.0,
+            clip_value=number.get("clip_value"),
+            max_importance_ratio=number.get("max_importance_ratio"),
             loss_critic_type=self.loss_critic_type,
             reduction=self.reduction,
             entropy_bonus=self.entropy_bonus,

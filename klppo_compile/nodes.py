@@ -37,7 +37,7 @@ NUMBERS = len(Hyper._fields) - 1  # and one more of each head
 class PolicyLoss(torch.autograd.Function):
     """The policy's terms and `nonfinite`, differentiated by the families' own vjp.
 
-    Inputs are kept, not intermediates. The critic's value is data here.
+    Inputs are kept, and intermediates only of few numbers. The critic's value is data here.
     """
 
     @staticmethod
@@ -166,7 +166,9 @@ def loss(batch: Minibatch, numbers: Sequence[Tensor], static: Static) -> dict[st
     ]
     names += ["effective_sample_size"] * static.effective_sample_size
     names += ["loss_entropy", "entropy"] * static.entropy_bonus
-    batch = replace(batch, policy=tuple(flat_head(head) for head in batch.policy))
+    flat = tuple(flat_head(head) for head in batch.policy)
+    if any(one is not head for one, head in zip(flat, batch.policy, strict=True)):
+        batch = replace(batch, policy=flat)
     tensors = flatten(batch)
     dtype = dtype_of(tensors)
     data = list(tensors)

@@ -8,7 +8,7 @@ sum is here.
 from torch import Tensor
 
 from klppo_compile.records import Text
-from klppo_compile.vocabulary import clip, exp, finite, magnitude, maximum, minimum, where, within
+from klppo_compile.vocabulary import clip, exp, finite, fma, magnitude, maximum, minimum, where
 
 # ---- the policy's rows
 
@@ -69,7 +69,9 @@ def l2_slope(error: Tensor) -> Tensor:
 
 def smooth_l1(error: Tensor) -> Tensor:
     """error^2 / 2 near 0, |error| - 1/2 beyond 1 (Girshick 2015, https://arxiv.org/abs/1504.08083)."""
-    return where(within(error, 1.0), 0.5 * error * error, magnitude(error) - 0.5)
+    size = magnitude(error)
+    near = minimum(size, 1.0)
+    return near * fma(near, -0.5, size)
 
 
 def smooth_l1_slope(error: Tensor) -> Tensor:

@@ -19,6 +19,14 @@ def eager_on_cpu(x: Tensor) -> bool:
     return type(x) is Tensor and x.is_cpu and not torch.compiler.is_compiling()
 
 
+FEW = 2**14  # numbers, of which operators take as long for being called as for computing
+
+
+def few(x: Tensor) -> bool:
+    """Whether in eager mode on a CPU the count of operators is what takes the time."""
+    return eager_on_cpu(x) and x.numel() < FEW
+
+
 def constant(value: float, dtype: torch.dtype) -> Tensor:
     """A number as a tensor []; making one costs as much as a small operator."""
     known = CONSTANTS.get((value, dtype))
@@ -40,6 +48,22 @@ def log1p(text: Text) -> Text:
     @wraps(text)
     def bound(x: Tensor) -> Tensor:
         return torch.log1p(x) if eager_on_cpu(x) else text(x)
+
+    return bound
+
+
+def phi(text: Text) -> Text:
+    """Bind a formula of u - log(1 + u): eager mode on a CPU takes few numbers in float64.
+
+    That has the digits which cancel, in four operators.
+    """
+
+    @wraps(text)
+    def bound(u: Tensor) -> Tensor:
+        if u.dtype != torch.float32 or not few(u):
+            return text(u)
+        wide = u.double()
+        return (wide - torch.log1p(wide)).float()
 
     return bound
 

@@ -55,10 +55,12 @@ class Softmax:
         parameters: `("logits",)`, `[*P, K, A]`.
         fall: `(x, old, new)` per action, to the old less the new logit; x is the log of q.
         level: `(old_top, top, mean_fall)` per row, to the constant of the new logits.
-        moments: `(q, p, r, u, y)` per action, to what is summed over actions beside q and p.
+        moments: `(q, p, r, u, y)` per action, to what is summed over actions beside q and p, and
+            to psi(u) of a small u.
         close: `(picked, log_q, log_p, u, psi_u, y)` per row, to log-prob, KL, entropy and m.
         pulls: `(g_log_prob, g_entropy, entropy, m)` per row, to what its gradients share.
         vjp: `(g_log_prob, g_kl, g_entropy, *pulls, m, hit, old_log_p, log_p, u)` per action.
+        vjp_of: the same where they are at hand: `(..., hit, q, p, log_p, u, psi_u)`.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Softmax:
     close: Text
     pulls: Text
     vjp: Text
+    vjp_of: Text
     backends: tuple[str, ...] = ("torch", "triton", "onnx")
 
 
@@ -120,7 +123,7 @@ class HeadRows(NamedTuple):
     log_prob: Tensor  # [*P]
     kl: Tensor  # [*P]
     entropy: Tensor  # [*P, ...]
-    kept: tuple[Tensor, ...]  # [*P, K, 1] each, what the backward of a softmax needs
+    kept: tuple[Tensor, ...]  # what the backward of a softmax takes: [*P, K, 1] and [*P, K, A]
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ every summand is small itself.
 
 from torch import Tensor
 
-from klppo_compile.passes import log1p
+from klppo_compile import passes
 from klppo_compile.vocabulary import (
     exp,
     fma,
@@ -21,7 +21,7 @@ from klppo_compile.vocabulary import (
 
 def psi(d: Tensor) -> Tensor:
     """d + exp(-d) - 1, without cancellation near 0."""
-    return weighted_psi(1.0, exp(-d), d)
+    return weighted_psi(1.0, exp(-d), d, psi_near(d))
 
 
 def psi_near(d: Tensor) -> Tensor:
@@ -44,11 +44,12 @@ def retaken(r: Tensor, d: Tensor, lost: Tensor) -> Tensor:
     return fma(r, where(within(d, 4.0), lost, 0.0), r)
 
 
-def weighted_psi(q: "Tensor | float", r: Tensor, d: Tensor) -> Tensor:
-    """q psi(d), given r = q exp(-d); it spares the exponential where r is at hand."""
-    return where(within(d, 0.5), q * psi_near(d), fma(d - 1.0, q, r))
+def weighted_psi(q: "Tensor | float", r: Tensor, d: Tensor, near: Tensor) -> Tensor:
+    """q psi(d), given r = q exp(-d), which spares the exponential, and psi_near(d)."""
+    return where(within(d, 0.5), q * near, fma(d - 1.0, q, r))
 
 
+@passes.phi
 def phi_near(u: Tensor) -> Tensor:
     """phi(u) by the atanh series, for -1/2 <= u <= 1: log(1 + u) is 2 atanh r, r = u / (2 + u)."""
     r = quotient(u, 2.0 + u)
@@ -82,7 +83,7 @@ def tanh_half_near(d: Tensor) -> Tensor:
     return d * fma(s, fma(s, 0.00412743940757, -0.0416657499365), 0.499999996824)
 
 
-@log1p
+@passes.log1p
 def log_one_plus(u: Tensor) -> Tensor:
     """log(1 + u) to the last digits for small u too, for -1/2 <= u <= 1."""
     r = quotient(u, 2.0 + u)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from klppo_compile.inductor import chunks, hits, rough_exp, row_sums, written
-from klppo_compile.passes import eager_on_cpu
+from klppo_compile.passes import eager_on_cpu, few
 from klppo_compile.records import HeadRows, PolicyHead, Softmax
 from klppo_compile.series import retaken
 from klppo_compile.vocabulary import by_inductor_on_cpu, exp, where
@@ -18,7 +18,7 @@ def rows(head: PolicyHead) -> HeadRows:
     family, (old,), (new,), action = head.family, head.old, head.new, head.action
     assert isinstance(family, Softmax) and action is not None
     parts, q, old_top, level, shift = _centred(family, chunks(old, new))
-    moments = [_moments(family, part, level, shift) for part in parts]
+    moments, at_hand = zip(*[_moments(family, part, level, shift) for part in parts], strict=True)
     p, u, psi_u, y = (reduce(torch.add, x) for x in zip(*moments, strict=True))  # [*P, K, 1]
     log_q, log_p = q.log(), p.log()
     actions = new.shape[-1]
@@ -26,7 +26,10 @@ def rows(head: PolicyHead) -> HeadRows:
     index = action.clamp(0, actions - 1).long()  # torch gathers by no smaller integers
     picked = where(index == action, new.gather(-1, index) - level, torch.nan)
     log_prob, kl, entropy, m = family.close(picked, log_q, log_p, u / q, psi_u / q, y / p)
-    kept = (old_top + log_q, level + log_p, entropy, m, shift)
+    kept: tuple[Tensor, ...] = (old_top + log_q, level + log_p, entropy, m, shift)
+    if few(new):  # In backward each would be an operator or more.
+        ((each_q, each_p, *rest),) = at_hand
+        kept += (each_q / q, each_p / p, *rest)
     log_prob, kl, entropy = (x.squeeze(-1) for x in (log_prob, kl, entropy))
     if entropy.shape[-1] == 1:
         return HeadRows(log_prob.squeeze(-1), kl.squeeze(-1), entropy, kept)
@@ -69,18 +72,20 @@ def _centred(
     return parts, reduce(torch.add, [part.q.sum(-1, True) for part in parts]), old_top, level, shift
 
 
-def _moments(family: Softmax, part: _Part, level: Tensor, shift: Tensor) -> list[Tensor]:
-    """What is summed over actions beside q: [*P, K, 1] each."""
+def _moments(
+    family: Softmax, part: _Part, level: Tensor, shift: Tensor
+) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    """What is summed over actions beside q, [*P, K, 1] each; q, p, u and psi(u), [*P, K, A]."""
     y, u = part.new - level, part.fall - shift
     p = exp(y)
-    moments = family.moments(part.q, p, retaken(p, u, part.x - y - u), u, y)
-    return [x.sum(-1, True) for x in (p, *moments)]
+    *moments, psi_u = family.moments(part.q, p, retaken(p, u, part.x - y - u), u, y)
+    return [x.sum(-1, True) for x in (p, *moments)], (part.q, p, u, psi_u)
 
 
 def _largest(x: Tensor) -> Tensor:
     """The largest of every row [*P, K, A]: [*P, K, 1]."""
     actions = x.shape[-1]
-    if 8 <= actions < 32 and eager_on_cpu(x):
+    if 8 <= actions < 32 and eager_on_cpu(x) and not few(x):
         # torch takes the maxima of short rows number by number, of two halves in vectors.
         x = torch.maximum(x[..., : (actions + 1) // 2], x[..., actions // 2 :])
     return x.amax(-1, True)
@@ -92,7 +97,7 @@ def pull_back(
     """Gradients of the rows, each [*P, 1, 1] or [], to the logits."""
     (old,), (new,), action = head.old, head.new, head.action
     assert isinstance(head.family, Softmax) and action is not None
-    old_lse, lse, entropy, m, shift = kept
+    old_lse, lse, entropy, m, shift, *at_hand = kept
     pulls = head.family.pulls(g_log_prob, g_entropy, entropy, m)
     # The action is written with gradients, so that no forward writes who is hit for the backward.
     g_log_prob, taken, *pulls = written(g_log_prob, action.unsqueeze(-1), *pulls)
@@ -102,6 +107,11 @@ def pull_back(
     for o, n in chunks(old, new):
         last = first + n.shape[-1]
         hit, first = hits(taken, first, last), last
-        x, y, u = o - old_lse, n - lse, (o - n) - shift
-        d_new.append(head.family.vjp(g_log_prob, g_kl, g_entropy, *pulls, m, hit, x, y, u))
+        given = (g_log_prob, g_kl, g_entropy, *pulls, m, hit)
+        if at_hand:
+            q, p, *rest = at_hand
+            d_new.append(head.family.vjp_of(*given, q, p, n - lse, *rest))
+        else:
+            x, y, u = o - old_lse, n - lse, (o - n) - shift
+            d_new.append(head.family.vjp(*given, x, y, u))
     return d_new[0] if len(d_new) == 1 else torch.cat(d_new, -1)

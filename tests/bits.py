@@ -8,6 +8,7 @@ from klppo_compile.distributions import categorical
 
 BIT = 0.6931471805599453  # nats
 plain_close, plain_vjp = categorical.FAMILY.close, categorical.FAMILY.vjp
+plain_vjp_of = categorical.FAMILY.vjp_of
 
 
 def in_bits(x: Tensor) -> Tensor:
@@ -41,4 +42,11 @@ def vjp_of_bits(
     return plain_vjp(g_log_prob, g, g_entropy, pull, scale, near, m, hit, old_log_p, log_p, u)
 
 
-FAMILY = dataclasses.replace(categorical.FAMILY, name="bits", close=close_in_bits, vjp=vjp_of_bits)
+def given_in_bits(g_log_prob: Tensor, g_kl: Tensor, *rest: Tensor) -> Tensor:
+    """As the plain family's where its probabilities are at hand, of a KL in bits."""
+    return plain_vjp_of(g_log_prob, in_bits(g_kl), *rest)
+
+
+FAMILY = dataclasses.replace(
+    categorical.FAMILY, name="bits", close=close_in_bits, vjp=vjp_of_bits, vjp_of=given_in_bits
+)

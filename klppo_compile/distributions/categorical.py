@@ -43,12 +43,16 @@ def level(old_top: Tensor, top: Tensor, mean_fall: Tensor) -> Tensor:
     return clip(old_top - mean_fall, top - 60.0, top + 60.0)
 
 
-def moments(q: Tensor, p: Tensor, r: Tensor, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def moments(
+    q: Tensor, p: Tensor, r: Tensor, u: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What is summed over actions beside q and p; r = q exp(-u), which is p in units of q.
 
-    Any finite floor under y will do: below it p is 0, and 0 times infinity would be NaN.
+    And psi(u) of a small u, which `vjp_of` takes. Any finite floor under y will do: below it p is
+    0, and 0 times infinity would be NaN.
     """
-    return q * u, weighted_psi(q, r, u), p * maximum(y, -1e4)
+    psi_u = psi_near(u)
+    return q * u, weighted_psi(q, r, u, psi_u), p * maximum(y, -1e4), psi_u
 
 
 def close(
@@ -88,13 +92,45 @@ def vjp(
     log_p: Tensor,
     u: Tensor,
 ) -> Tensor:
-    """The three gradients pulled back to the logits; `hit` marks the action taken.
+    """The three gradients pulled back to the logits; `hit` marks the action taken."""
+    return vjp_of(
+        g_log_prob,
+        g_kl,
+        g_entropy,
+        pull,
+        scale,
+        near,
+        m,
+        hit,
+        probability(old_log_p),
+        probability(log_p),
+        log_p,
+        u,
+        psi_near(u),
+    )
+
+
+def vjp_of(
+    g_log_prob: Tensor,
+    g_kl: Tensor,
+    g_entropy: Tensor,
+    pull: Tensor,
+    scale: Tensor,
+    near: Tensor,
+    m: Tensor,
+    hit: Tensor,
+    q: Tensor,
+    p: Tensor,
+    log_p: Tensor,
+    u: Tensor,
+    psi_u: Tensor,
+) -> Tensor:
+    """`vjp`, given the probabilities and psi(u) of a small u.
 
     The KL's is p - q. Where p and q are close, |u| < near, it is q (psi(u) - u - m) / (1 + m),
     which does not cancel.
     """
-    q, p = probability(old_log_p), probability(log_p)
-    d_kl = where(within(u, near), q * (psi_near(u) - u - m) * scale, p - q)
+    d_kl = where(within(u, near), q * (psi_u - u - m) * scale, p - q)
     # Any finite floor will do: below it p is 0, and 0 times infinity would be NaN.
     pull = fma(g_entropy, maximum(log_p, -1e4), pull)
     return where(hit, g_log_prob, 0.0) - p * pull + g_kl * d_kl
@@ -110,4 +146,5 @@ FAMILY = Softmax(
     close=close,
     pulls=pulls,
     vjp=vjp,
+    vjp_of=vjp_of,
 )
