@@ -21,7 +21,7 @@ def block_rows(head: PolicyHead) -> int | None:
     if whole or torch.compiler.is_compiling() or exporting():
         return None
     x = head.new[0]
-    if x.ndim < (3 if isinstance(head.family, Softmax) else 2) or x.numel() <= 2 * ELEMENTS:
+    if x.ndim < (3 if isinstance(head.family, Softmax) else 2) or x.numel() <= 3 * ELEMENTS // 2:
         return None
     return max(1, ELEMENTS * x.shape[0] // x.numel())
 

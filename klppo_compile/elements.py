@@ -17,22 +17,23 @@ def rows(head: PolicyHead) -> HeadRows:
     """A head's log-prob, KL and entropy."""
     size = block_rows(head)
     if size is None:
-        return _rows(head)
-    blocks = [_rows(block) for block in split_head(head, size)]
+        return _rows(head, keep=True)
+    blocks = [_rows(block, keep=False) for block in split_head(head, size)]
     return HeadRows(
         torch.cat([b.log_prob for b in blocks]),
         torch.cat([b.kl for b in blocks]),
         torch.cat([b.entropy for b in blocks]),
-        # A small last block keeps what the others don't: there, all is computed again.
-        tuple(torch.cat(x) for x in zip(*(b.kept for b in blocks), strict=False)),
+        tuple(torch.cat(x) for x in zip(*(b.kept for b in blocks), strict=True)),
     )
 
 
-def _rows(head: PolicyHead) -> HeadRows:
+def _rows(head: PolicyHead, keep: bool) -> HeadRows:
     if isinstance(head.family, Rows):
         log_prob, kl, entropy = head.new
         return HeadRows(log_prob, kl, entropy.unsqueeze(-1), ())
-    return softmax.rows(head) if isinstance(head.family, Softmax) else factorised_rows(head)
+    if isinstance(head.family, Softmax):
+        return softmax.rows(head, keep)
+    return factorised_rows(head)
 
 
 def factorised_rows(head: PolicyHead) -> HeadRows:

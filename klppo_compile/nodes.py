@@ -37,7 +37,7 @@ NUMBERS = len(Hyper._fields) - 1  # and one more of each head
 class PolicyLoss(torch.autograd.Function):
     """The policy's terms and `nonfinite`, differentiated by the families' own vjp.
 
-    Inputs are kept, and intermediates only of few numbers. The critic's value is data here.
+    Inputs are kept; of intermediates, what `softmax` says. The critic's value is data here.
     """
 
     @staticmethod

@@ -13,8 +13,8 @@ from klppo_compile.series import retaken
 from klppo_compile.vocabulary import by_inductor_on_cpu, exp, where
 
 
-def rows(head: PolicyHead) -> HeadRows:
-    """Rows from the moments of their actions."""
+def rows(head: PolicyHead, keep: bool = False) -> HeadRows:
+    """Rows from the moments of their actions; `keep` for a backward in eager mode on a CPU."""
     family, (old,), (new,), action = head.family, head.old, head.new, head.action
     assert isinstance(family, Softmax) and action is not None
     parts, q, old_top, level, shift = _centred(family, chunks(old, new))
@@ -27,7 +27,7 @@ def rows(head: PolicyHead) -> HeadRows:
     picked = where(index == action, new.gather(-1, index) - level, torch.nan)
     log_prob, kl, entropy, m = family.close(picked, log_q, log_p, u / q, psi_u / q, y / p)
     kept: tuple[Tensor, ...] = (old_top + log_q, level + log_p, entropy, m, shift)
-    if few(new):  # In backward each would be an operator or more.
+    if keep and eager_on_cpu(new):  # In backward each would be an operator or more.
         ((each_q, each_p, *rest),) = at_hand
         kept += (each_q / q, each_p / p, *rest)
     log_prob, kl, entropy = (x.squeeze(-1) for x in (log_prob, kl, entropy))

@@ -12,6 +12,7 @@ from klppo_compile import (
     blocks,
     klpen_ppo_loss,
     passes,
+    softmax,
 )
 from klppo_compile.distributions import FAMILIES
 from tests.builders import CASES, GRADIENT_ERROR, NOT_OURS, problem, total
@@ -111,13 +112,16 @@ def test_few_numbers_take_fewer_operators_to_the_same(family, dtype, monkeypatch
         torch.testing.assert_close(found, expected, rtol=error, atol=error, equal_nan=True)
 
 
-def test_a_small_last_block_is_as_the_others():
-    torch.manual_seed(0)
-    rows, actions = 2 * 7281 + 8, 18
-    assert blocks.ELEMENTS // actions < rows // 2
-    old, new = torch.randn(2, rows, 1, actions)
-    action = torch.randint(actions, (rows, 1))
-    whole = rows_and_gradients("categorical", action, (old,), (new,))
-    last = slice(-8, None)
-    alone = rows_and_gradients("categorical", action[last], (old[last],), (new[last],))
-    torch.testing.assert_close([x[last] for x in whole if x.ndim], [x for x in alone if x.ndim])
+def test_what_is_kept_is_what_would_be_computed_again(monkeypatch):
+    action, old, new = edge_head("categorical", torch.float64)
+    kept, outcomes, rows = [], [], softmax.rows
+    for keep in (True, False):
+        monkeypatch.setattr(softmax, "rows", lambda head, _, keep=keep: noted(rows(head, keep)))
+
+        def noted(found):
+            kept.append(len(found.kept))
+            return found
+
+        outcomes.append(rows_and_gradients("categorical", action, old, new))
+    torch.testing.assert_close(*outcomes, rtol=1e-10, atol=1e-10, equal_nan=True)
+    assert kept == [9, 5]
