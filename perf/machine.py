@@ -52,6 +52,7 @@ def commit() -> str:
 def run_header(command: str) -> dict[str, Any]:
     """When, what and where: the head of a document of rows."""
     versions = {name: version(name) for name in ("tensordict", "torchrl")}
+    versions |= {"python": platform.python_version(), "arch": platform.machine()}
     if compiler := compiler_version():
         versions["compiler"] = compiler
     return {

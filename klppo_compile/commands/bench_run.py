@@ -136,8 +136,9 @@ def compare(
 ) -> ExitCode:
     """Say which metrics moved between the result files BASE and NEW, by how much, how surely.
 
-    Exact and counted metrics are judged. Times of two runs are no proof: a slowdown that shows
-    ends with 3, and `klppo bench ab` decides it.
+    Exact and counted metrics are judged. Times of two runs are no proof: of them only our speed
+    over torchrl eager is compared, a slowdown of it that shows ends with 3, and `klppo bench ab`
+    decides it. Up to some 30 % none shows, so PASS says little of times; how little is printed.
     """
     with loading():
         from klppo_compile.perf.comparing.accepting import FILE, read_accepted

@@ -9,9 +9,22 @@ from typing import Any, NamedTuple
 from klppo_compile.exit_codes import BadInputError
 from klppo_compile.perf.comparing.accepting import Accepted
 from klppo_compile.perf.comparing.findings import Finding, Verdict
-from klppo_compile.perf.comparing.rules import CHIPS, comparable, compare_rows, told_of_peers
+from klppo_compile.perf.comparing.rules import (
+    CHIPS,
+    RATIOS,
+    comparable,
+    compare_rows,
+    compared,
+    key_of,
+    most_hidden,
+    told_of_peers,
+)
 from klppo_compile.perf.machine import machine_class
 from klppo_compile.perf.rows import Row, read_document
+from klppo_compile.perf.statistics import GOAL
+
+SAID_SINCE = ("python", "arch")
+"""What older files don't say: there it is as in the other."""
 
 
 class Need(NamedTuple):
@@ -23,14 +36,18 @@ class Need(NamedTuple):
 
 
 NEEDS = (
-    Need("exact and counted rows", lambda row: row.kind != "timed", ("torch", "tensordict")),
+    Need(
+        "exact and counted rows",
+        lambda row: row.kind != "timed",
+        ("torch", "tensordict", *SAID_SINCE),
+    ),
     Need("kernels' rows", lambda row: row.provider in CHIPS, ("triton",)),
     Need("ONNX rows", lambda row: row.metric.startswith("ONNX"), ("onnx", "onnxscript")),
     Need("counted rows", lambda row: row.kind == "counted", ("compiler", "valgrind")),
     Need(
         "timed rows",
         lambda row: row.kind == "timed",
-        ("machine class", "torchrl", "tensordict", "compiler"),
+        ("machine class", "torchrl", "tensordict", "compiler", *SAID_SINCE),
     ),
 )
 
@@ -115,7 +132,33 @@ def compare_documents(
     for name, keys in ((base.name, gone), (new.name, added)):
         if keys:
             notes.append(f"only in {name}: {', '.join(f'{w} ({p}, {k})' for w, p, k in keys)}.")
-    return Comparison(findings, notes)
+    return Comparison(findings, notes + times_not_judged(base, new, before, after))
+
+
+def times_not_judged(
+    base: Document, new: Document, before: list[Row], after: list[Row]
+) -> list[str]:
+    """How little of what is timed was judged, in words: a pass must not seem to say more.
+
+    `before` and `after` are the rows that were compared.
+    """
+    notes = []
+    hidden = most_hidden(before, after)
+    if hidden is not None:
+        notes.append(
+            f"times: slowdowns up to {hidden:.0%} don't show between two files; `klppo bench ab`"
+            f" finds {math.expm1(GOAL):.0%}."
+        )
+    keys = [
+        {key_of(row) for row in side.rows if row.kind == "timed" and not compared(row)}
+        for side in (base, new)
+    ]
+    if skipped := len(keys[0] & keys[1]):
+        notes.append(
+            f"times: {skipped} metrics of both files are not compared: absolute times, cold starts"
+            f" and ratios other than our {RATIOS[0]} drift between runs."
+        )
+    return notes
 
 
 def require_one_machine(base: Document, new: Document) -> None:
@@ -147,7 +190,7 @@ def differing(
     return [
         f"{name} is {a or 'not given'} and {b or 'not given'}"
         for name, a, b in pairs
-        if a != b and (missing_differs or (a and b))
+        if a != b and ((missing_differs and name not in SAID_SINCE) or (a and b))
     ]
 
 

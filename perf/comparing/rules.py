@@ -2,7 +2,8 @@
 
 Exact: any change is an event, and one for the worse fails unless it was accepted with a reason.
 Counted: fails above +0.5 %. Timed: two runs that were not interleaved prove nothing, so a slowdown
-that shows is a case for `klppo bench ab`, never a verdict.
+that shows is a case for `klppo bench ab`, never a verdict, and one below some 30 % doesn't show. Of
+what is timed only our speed over torchrl eager is compared.
 """
 
 import math
@@ -164,10 +165,7 @@ def timed(base: Row, new: Row) -> Finding:
         return finding(new, base.value, new.value, Verdict.UNDECIDED, reason)
     sign = 1 if new.better == "lower" else -1
     change = sign * (math.log(new.value) - math.log(base.value))
-    parts = [(math.log(row.high) - math.log(row.low)) / 2 for row in (base, new)]
-    # Of several launches the interval is theirs already.
-    parts += [Z99 * LAUNCH_SPREAD for row in (base, new) if row.launches == 1]
-    reach = math.hypot(*parts)
+    reach = reach_of(base, new)
     verdict = Verdict.SAME
     reason = f"no change beyond ±{grown(reach):.1%}, the least that two runs apart can show"
     if change - reach > math.log1p(TIMED_MARGIN):
@@ -179,6 +177,24 @@ def timed(base: Row, new: Row) -> Finding:
     return replace(
         finding(new, base.value, new.value, verdict, reason), low=bounds[0], high=bounds[1]
     )
+
+
+def reach_of(base: Row, new: Row) -> float:
+    """How far apart a ratio of two runs may be and say nothing, as a logarithm."""
+    parts = [(math.log(row.high) - math.log(row.low)) / 2 for row in (base, new)]
+    # Of several launches the interval is theirs already.
+    parts += [Z99 * LAUNCH_SPREAD for row in (base, new) if row.launches == 1]
+    return math.hypot(*parts)
+
+
+def most_hidden(base: Iterable[Row], new: Iterable[Row]) -> float | None:
+    """The slowdown up to which a compared ratio doesn't show; None where none has an interval."""
+    before, after = (
+        {key_of(r): r for r in rows if r.kind == "timed" and r.samples >= ENOUGH and compared(r)}
+        for rows in (base, new)
+    )
+    reaches = [reach_of(before[key], after[key]) for key in before if key in after]
+    return grown(max(reaches) + math.log1p(TIMED_MARGIN)) if reaches else None
 
 
 def grown(logarithm: float) -> float:
