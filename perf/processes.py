@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from klppo_compile.exit_codes import CannotError
@@ -13,6 +15,8 @@ ONE_THREAD = dict.fromkeys(
 )
 UNWANTED = {"TRITON_INTERPRET", "TORCH_LOGS"}
 """Variables that would change what is measured."""
+RUNNING: set["subprocess.Popen[str]"] = set()
+"""Processes that are waited for, by any thread."""
 ADVICE = (
     "Set TORCHDYNAMO_VERBOSE=1",
     "You can suppress this exception",
@@ -30,6 +34,22 @@ def environment(first: Path | None, pinned: Mapping[str, str]) -> dict[str, str]
     return kept | ONE_THREAD | {"PYTHONPATH": os.pathsep.join([*before, *here]), **pinned}
 
 
+@contextmanager
+def workers(jobs: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that run processes; whatever breaks their work off ends the processes too.
+
+    A signal may reach this process alone, and leaving the pool waits for what its threads wait for.
+    """
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in tuple(RUNNING):
+                process.kill()
+            raise
+
+
 def run_process(
     what: str, command: Sequence[str], variables: Mapping[str, str], seconds: float, given: str = ""
 ) -> "subprocess.CompletedProcess[str]":
@@ -38,21 +58,22 @@ def run_process(
     Raises:
         CannotError: it took longer.
     """
-    try:
-        return subprocess.run(  # noqa: S603  this interpreter, or valgrind on it, on our modules
-            command,
-            input=given,
-            env=dict(variables),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=seconds,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise CannotError(
-            f"{what} must end within {seconds:g} s; it did not. Close what else runs here, or"
-            " measure fewer workloads."
-        ) from error
+    pipe = subprocess.PIPE
+    with subprocess.Popen(  # noqa: S603  this interpreter, or valgrind on it, on our modules
+        command, stdin=pipe, stdout=pipe, stderr=pipe, env=dict(variables), text=True
+    ) as process:
+        RUNNING.add(process)
+        try:
+            out, errors = process.communicate(given, timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            raise CannotError(
+                f"{what} must end within {seconds:g} s; it did not. Close what else runs here, or"
+                " measure fewer workloads."
+            ) from error
+        finally:
+            RUNNING.discard(process)
+            process.kill()
+    return subprocess.CompletedProcess(list(command), process.returncode, out, errors)
 
 
 def last_words(done: "subprocess.CompletedProcess[str]", ignored: str = "\0") -> str:

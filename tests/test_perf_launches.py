@@ -69,6 +69,15 @@ def test_a_regression_needs_a_confirmation():
     assert (faster.verdict, exit_code([faster])) == (Verdict.IMPROVEMENT, 0)
 
 
+def test_a_confirmation_of_fewer_launches_than_the_screen_tells_nothing():
+    slow = [timing(0.05 + x, -x) for x in (0.001, -0.001, 0.0, 0.0005)]
+    found = judged(*slow, *slow[:3])
+    assert (found.verdict, exit_code([found])) == (Verdict.UNDECIDED, 3)
+    assert "time for 3 launches was left to confirm it, which takes 4" in found.reason
+    fine = [timing(x, -x) for x in (0.001, -0.001, 0.0005)]
+    assert judged(*slow, *fine).verdict is Verdict.UNDECIDED
+
+
 def test_too_few_launches_tell_nothing():
     for found in (judged(timing(0.5), timing(0.5)), judged()):
         assert (found.verdict, exit_code([found])) == (Verdict.UNDECIDED, 3)

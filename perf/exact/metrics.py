@@ -22,6 +22,12 @@ from klppo_compile.perf.rows import Row
 from klppo_compile.perf.workloads import Workload
 
 Progress = Callable[[str], None]
+
+
+class RaisedError(CannotError):
+    """What was to be measured raised an error, or ended its process."""
+
+
 ROOM = "klppo_compile.perf"
 TIMEOUT = 1800
 WRONG_ANSWER = 11
@@ -99,6 +105,7 @@ def result_of_process(
 
     Raises:
         FailedError: it found a wrong answer.
+        RaisedError: what it measures broke.
         CannotError: it died, or took too long.
     """
     with tempfile.TemporaryDirectory(prefix="klppo-perf-") as folder:
@@ -141,6 +148,7 @@ def refusal(name: str, done: "subprocess.CompletedProcess[str]") -> RefusalError
     said = last_words(done)
     if done.returncode == WRONG_ANSWER:
         return FailedError(f"no numbers for a wrong answer: {said}")
-    return CannotError(
+    # Python ends with 1 by an error that nobody caught.
+    return (RaisedError if done.returncode in {0, 1} else CannotError)(
         f"{name} could not be measured: its process ended with {done.returncode}: {said}"
     )

@@ -4,11 +4,11 @@
 process imports a side once, so nothing here runs in the process that asks.
 """
 
-import contextlib
 import hashlib
 import importlib
 import json
 import math
+import os
 import random
 import sys
 from collections.abc import Callable
@@ -33,7 +33,7 @@ WARM_UP = 20
 class SideError(Exception):
     """A side doesn't import, or this room can't drive it: which one, and what it says."""
 
-    def __init__(self, side: str, error: Exception) -> None:
+    def __init__(self, side: str, error: BaseException) -> None:
         said = str(error).strip().splitlines() or ["it says nothing"]
         super().__init__(f"{type(error).__name__}: {said[0]}")
         self.side = side
@@ -114,7 +114,7 @@ def measure(request: dict[str, Any], workload: str, order: list[str]) -> dict[st
             steps[side], digests[side] = compiled_step(
                 request["sides"][side], workload, Path(cache_dir()) / "klppo-ab" / side
             )
-        except Exception as error:  # a revision may break in any way
+        except (Exception, SystemExit) as error:  # a revision may break in any way
             raise SideError(side, error) from error
     answers = {side: step() for side, step in steps.items()}
     interleave(steps, WARM_UP, request["seconds"])
@@ -145,7 +145,7 @@ def probe(request: dict[str, Any]) -> None:
         for workload in request["workloads"] if side != "null" else ():
             try:
                 eager_step(package, workload)()
-            except Exception as error:  # a revision may break in any way
+            except (Exception, SystemExit) as error:  # a revision may break in any way
                 raise SideError(side, error) from error
 
 
@@ -173,9 +173,9 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
 def main() -> int:
     """Serve the request on standard input."""
     torch.set_num_threads(1)
-    with contextlib.redirect_stdout(sys.stderr):
-        reply = serve(json.load(sys.stdin))
-    json.dump(reply, sys.stdout)
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answer:
+        os.dup2(2, 1)  # what a revision prints, be it as the process ends, is no reply
+        json.dump(serve(json.load(sys.stdin)), answer)
     return 0
 
 

@@ -3,16 +3,16 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from klppo_compile.exit_codes import BadInputError, CannotError
-from klppo_compile.perf.processes import environment, last_words, run_process
+from klppo_compile.perf.processes import environment, last_words, run_process, workers
 from klppo_compile.perf.revisions import ALIASES, Source, install
 
 TIMEOUT = 900
+RULE = "a revision must import, compile and run in this checkout's measuring room;"
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,11 @@ def ask(
     done = run_process(what, command, variables, TIMEOUT, json.dumps(request))
     if done.returncode:
         raise CannotError(f"{what} ended with {done.returncode}: {last_words(done)}")
+    if not done.stdout:
+        raise BadInputError(f"{RULE} {what} was ended from within: {last_words(done)}")
     reply: dict[str, Any] = json.loads(done.stdout)
     if "error" in reply:
-        raise BadInputError(
-            "a revision must import and run in this checkout's measuring room;"
-            f" {pair.names[reply['side']]} does not: {reply['error']}"
-        )
+        raise BadInputError(f"{RULE} {pair.names[reply['side']]} does not: {reply['error']}")
     return reply
 
 
@@ -147,7 +146,7 @@ def wave(
     Raises:
         BadInputError, CannotError: as `launch`.
     """
-    with ThreadPoolExecutor(max_workers=jobs) as pool:
+    with workers(jobs) as pool:
         numbers = range(first, first + jobs)
         return list(pool.map(lambda n: launch(pair, workloads, n, rounds, seconds), numbers))
 

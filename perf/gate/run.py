@@ -2,15 +2,15 @@
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from klppo_compile.exit_codes import CannotError, FailedError, RefusalError
+from klppo_compile.exit_codes import BadInputError, CannotError, FailedError, RefusalError
 from klppo_compile.perf.comparing.accepting import read_accepted
 from klppo_compile.perf.comparing.findings import Finding, Verdict
 from klppo_compile.perf.comparing.rules import compare_rows
 from klppo_compile.perf.exact.cache import counted
+from klppo_compile.perf.exact.metrics import RaisedError
 from klppo_compile.perf.gate.calibrating import (
     LaunchedHere,
     Noise,
@@ -18,7 +18,7 @@ from klppo_compile.perf.gate.calibrating import (
     jobs,
     noise_of,
 )
-from klppo_compile.perf.gate.pairing import Launch, Pair, install_pair, probe
+from klppo_compile.perf.gate.pairing import RULE, Launch, Pair, install_pair, probe
 from klppo_compile.perf.gate.verdict import (
     METRIC,
     PROVIDER,
@@ -27,6 +27,7 @@ from klppo_compile.perf.gate.verdict import (
     same_code,
     timed_findings,
 )
+from klppo_compile.perf.processes import workers
 from klppo_compile.perf.revisions import WORKING_TREE, Source, install, read_revision
 from klppo_compile.perf.rows import Row
 from klppo_compile.perf.workloads import WORKLOADS, Workload
@@ -138,6 +139,7 @@ def count_both(
     Of each workload the base first: what its code shares with the new side's is then compiled.
 
     Raises:
+        BadInputError: one doesn't compile or run.
         CannotError: a process died; the base's own answer is wrong.
     """
     base_rows: dict[str, list[Row]] = {}
@@ -146,6 +148,8 @@ def count_both(
     def count(workload: Workload) -> list[Row] | FailedError:
         try:
             base_rows[workload.name] = counted(workload, before_at, EXACT_PARTS)
+        except RaisedError as error:
+            raise BadInputError(f"{RULE} {base.name} does not: {error}") from error
         except RefusalError as error:
             raise CannotError(
                 f"{base.name} gives nothing to compare {new.name} with: {error}"
@@ -154,10 +158,12 @@ def count_both(
             return counted(workload, after_at, EXACT_PARTS)
         except FailedError as error:
             return error
+        except RaisedError as error:
+            raise BadInputError(f"{RULE} {new.name} does not: {error}") from error
         except CannotError as error:
             raise CannotError(f"{new.name}: {error}") from error
 
-    with ThreadPoolExecutor(max_workers=jobs()) as pool:
+    with workers(jobs()) as pool:
         new_rows = list(pool.map(count, workloads))
     decisions = read_accepted()
     for workload, after in zip(workloads, new_rows, strict=True):

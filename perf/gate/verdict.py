@@ -148,15 +148,17 @@ def judged(found: Comparison, name: str, limits: Limits) -> Finding:
     visible = f"{math.expm1(smallest_visible(every)):.1%}"
     margin, n = f"+{math.expm1(MARGIN):.0%}", len(found.launches)
     first, second = found.screened.get(name), found.confirmed.get(name)
-    verdict = Verdict.UNDECIDED
+    verdict, again = Verdict.UNDECIDED, len(found.confirmation)
     if Said.CONTROL_FAILED in {first, second} or last is Said.CONTROL_FAILED:
         reason = "the null control failed: the base differs from itself, so these times mean little"
+    elif first is Said.SLOWER and again < len(found.screen):
+        reason = (
+            f"slower in the screen; {f'time for {again} launches' if again else 'no time'} was left"
+            f" to confirm it, which takes {len(found.screen)}. Give it more --minutes"
+        )
     elif first is Said.SLOWER and second is Said.SLOWER:
         verdict = Verdict.REGRESSION
-        again = len(found.confirmation)
         reason = f"99 % bound above {margin} in {n - again} launches and in {again} fresh ones"
-    elif first is Said.SLOWER and second is None:
-        reason = "slower in the screen; no time was left to confirm it. Give it more --minutes"
     elif last is Said.SLOWER:
         reason = f"slower in {n} launches, but not in each half of them. Run again"
     elif last is Said.UNCLEAR:
