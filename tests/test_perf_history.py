@@ -36,7 +36,13 @@ def rate(found):
 
 @pytest.mark.parametrize(
     ("noise", "correlation", "most"),
-    [(0.003, 0.0, 0.01), (0.0075, 0.0, 0.01), (0.03, 0.0, 0.02), (0.0075, 0.5, 0.12)],
+    [
+        (0.003, 0.0, 0.01),
+        (0.0075, 0.0, 0.01),
+        (0.03, 0.0, 0.02),
+        (0.0075, 0.5, 0.12),
+        (0.02, 0.5, 0.25),
+    ],
 )
 def test_noise_is_no_change(noise, correlation, most):
     generator = np.random.default_rng(0)
@@ -144,6 +150,15 @@ def test_another_unit_begins_another_series(tmp_path):
         row = Row("w", "p", "time", unit, 2.0, 1.0, 3.0, 9, "lower")
         write_document(tmp_path / f"{number}.json", header(number), [row])
     assert [one.values for one in series_of(read_history(tmp_path))] == [[2.0], [2.0]]
+
+
+def test_another_direction_begins_another_series(tmp_path):
+    for number, better in enumerate(("lower", "lower", "higher")):
+        value = 10.0 + 2 * bool(number)
+        row = Row("w", "ours", "m", "", value, value, value, 1, better, "exact")
+        write_document(tmp_path / f"{number}.json", header(number), [row])
+    first, second = series_of(read_history(tmp_path))
+    assert (first.values, second.values, second.state) == ([10.0, 12.0], [12.0], "same")
 
 
 @pytest.mark.parametrize(

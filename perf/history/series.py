@@ -145,8 +145,9 @@ def series_of(runs: Iterable[Run], decisions: Iterable[Accepted] = ()) -> list[S
         runs: oldest first.
         decisions: the exact changes for the worse that were accepted.
 
-    A metric begins anew where its unit changed, or a version that its numbers depend on: what a new
-    compiler did is no commit's doing, nor what several launches say where one had said it.
+    A metric begins anew where its unit or direction changed, or a version that its numbers depend
+    on: what a new compiler did is no commit's doing, nor what several launches say where one had
+    said it.
     """
     decided = tuple(decisions)
     found: dict[tuple[str, ...], list[Points]] = {}
@@ -159,7 +160,7 @@ def series_of(runs: Iterable[Run], decisions: Iterable[Accepted] = ()) -> list[S
             if of_launches(row):
                 launched[told_by(run, row)] = run
             names = (run.machine_class, row.workload, row.provider, metric_of(row))
-            add(found.setdefault((*names, row.unit, row.kind), []), run, row)
+            add(found.setdefault((*names, row.unit, row.kind, row.better), []), run, row)
     return [
         Series(
             its.runs[-1].machine_class,
