@@ -16,10 +16,13 @@ from typing import Any
 
 from klppo_compile.exit_codes import BadInputError
 from klppo_compile.perf.machine import result_name
+from klppo_compile.perf.measure import ENOUGH
 
 SCHEMA = "klppo-perf-rows/2"
 KINDS = ("exact", "counted", "timed")
 BETTER = ("lower", "higher")
+LARGEST = 1e300
+"""Of a number; a median or a ratio of larger ones is none."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,13 @@ def metric_of(row: Row) -> str:
 def of_launches(row: Row) -> bool:
     """Whether a time is of several launches: one launch's differs from it by more than noise."""
     return row.kind == "timed" and row.launches > 1
+
+
+def span_of(row: Row) -> str:
+    """What lies between a row's low and high, in words."""
+    if row.kind == "timed" and row.samples < ENOUGH:
+        return f"range of {row.samples} samples"
+    return "99 % interval"
 
 
 def require_place(out: Path | None) -> None:
@@ -181,6 +191,13 @@ def read_document(path: Path) -> tuple[dict[str, Any], list[Row]]:
         check_rows(rows)
     except ValueError as error:
         raise BadInputError(f"{path.name}: {error} Measure again.") from error
+    try:
+        json.dumps(document["run"], allow_nan=False)
+    except ValueError as error:
+        raise BadInputError(
+            f"{path.name}: what it says of the run must be JSON, which has neither NaN nor"
+            f" Infinity; got one: {error}. Measure again."
+        ) from error
     return document["run"], rows
 
 
@@ -218,10 +235,16 @@ def check_numbers(row: Row, name: str) -> None:
         raise ValueError(
             f"value, low and high must be finite numbers; {name} has {shown(numbers)}."
         )
+    if max(map(abs, numbers)) > LARGEST:
+        raise ValueError(
+            f"value, low and high must be at most {LARGEST:g} in size; {name} has {shown(numbers)}."
+        )
     if not row.low <= row.value <= row.high:
         raise ValueError(f"value must lie between low and high; {name} has {numbers}.")
     if row.kind == "timed" and row.low <= 0:
         raise ValueError(f"what is timed must be above 0; {name} has {numbers}.")
+    if row.kind != "timed" and row.low < 0:
+        raise ValueError(f"what is counted must be 0 or more; {name} has {numbers}.")
     counts = (row.samples, row.launches)
     if not all(type(n) is int and n >= 1 for n in counts):
         raise ValueError(

@@ -34,6 +34,9 @@ BAD = [
     ({"value": None}, "must be finite numbers"),
     ({"value": True}, "must be finite numbers"),
     ({"value": 10**400}, "must be finite numbers"),
+    ({"value": 2e300, "high": 2e300}, "must be at most 1e+300 in size"),
+    ({"kind": "counted", "low": -1.0}, "must be 0 or more"),
+    ({"kind": "exact", "low": -1.0}, "must be 0 or more"),
     ({"value": 5.0}, "must lie between low and high"),
     ({"value": 0, "low": 0, "high": 0}, "must be above 0"),
     ({"low": -1.0}, "must be above 0"),
@@ -60,6 +63,19 @@ def test_a_row_that_is_no_measurement_gets_no_verdict(tmp_path, change, why, sid
     assert error.startswith("Error: 1.json: ")
     assert len(error.splitlines()) == 1
     assert len(error) < 300
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-1e999"])
+def test_a_header_with_a_number_that_json_lacks_is_bad_input(tmp_path, number, capsys):
+    files = [written(tmp_path / f"{i}.json", asdict(EXACT)) for i in range(2)]
+    text = Path(files[1]).read_text().replace('"cores": 2', f'"cores": 2, "memory": {number}')
+    Path(files[1]).write_text(text)
+    assert run(["bench", "compare", *files]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("Error: 1.json: what it says of the run must be JSON")
+    assert len(error.splitlines()) == 1
+    command = ["bench", "convert", files[1], "--to", "bmf", "--out", str(tmp_path / "out")]
+    assert run(command) == 2
 
 
 def test_a_metric_that_is_there_twice_gets_no_verdict(tmp_path, capsys):
