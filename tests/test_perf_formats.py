@@ -284,13 +284,14 @@ def test_names_that_become_one_are_refused(tmp_path, form, metrics, both):
     assert metrics[0] in str(error.value)
 
 
-def test_the_same_words_of_workload_and_provider_are_refused_where_they_are_joined(tmp_path):
+@pytest.mark.parametrize("form", ["bmf", "github-action"])
+def test_the_same_words_of_workload_and_provider_are_refused_where_they_are_joined(tmp_path, form):
     rows = [
         Row(w, p, "m", "", 1.0, 1.0, 1.0, 1, "lower", "exact")
         for w, p in (("a b", "c"), ("a", "b c"))
     ]
     with pytest.raises(BadInputError, match="'a b · c · m' and 'a · b c · m' both become"):
-        converted(written(tmp_path, ({}, rows)), "bmf")
+        converted(written(tmp_path, ({}, rows)), form)
 
 
 def test_otava_gets_no_column_of_two_versions(tmp_path):

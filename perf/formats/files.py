@@ -91,7 +91,13 @@ def bmf(runs: list[Run]) -> Documents:
 
 
 def github_action(runs: list[Run]) -> Documents:
-    """github-action-benchmark's `customSmallerIsBetter`: rows of which less is better."""
+    """github-action-benchmark's `customSmallerIsBetter`: rows of which less is better.
+
+    Raises:
+        BadInputError: two of its names are one.
+    """
+    taken = [row for row in runs[0].rows if row.better == "lower"]
+    ours = [(row.workload, row.provider, row.metric) for row in taken]
     entries = [
         {
             "name": f"{name_of(row)}: {row.metric}",
@@ -100,9 +106,9 @@ def github_action(runs: list[Run]) -> Documents:
             "range": f"{row.low:.6g} to {row.high:.6g}",
             "extra": f"{row.kind}, {row.samples} samples, {row.launches} launches",
         }
-        for row in runs[0].rows
-        if row.better == "lower"
+        for row in taken
     ]
+    keep_apart("github-action", zip([str(entry["name"]) for entry in entries], ours, strict=True))
     return {"": as_json(entries)}
 
 
