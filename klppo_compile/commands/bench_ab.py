@@ -130,7 +130,7 @@ def calibrate(workload: str | None, minutes: float, as_json: bool) -> ExitCode:
     with progress() as tell, tempfile.TemporaryDirectory(prefix="klppo-ab-") as folder:
         found, _ = measure(workload, minutes, Path(folder), tell)
     if as_json:
-        click.echo(json.dumps([asdict(noise) for noise in found], indent=1, allow_nan=False))
+        click.echo(json.dumps({"workloads": [asdict(x) for x in found]}, indent=1, allow_nan=False))
         return ExitCode.GOOD
     table = Table()
     add_columns(table, "workload")

@@ -1,6 +1,6 @@
 """`python -m klppo_compile.perf.counted.process FOLDER WORKLOAD ...`: one process under Callgrind.
 
-`counted.py` runs it, after `counted_build.py` has made the packages. Nothing is compiled here.
+`instructions.py` runs it, after `build.py` has made the packages. Nothing is compiled here.
 """
 
 import gc
@@ -47,7 +47,10 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     counter = Callgrind()
     if not counter.is_there():
-        print("valgrind does not answer: was this started by `counted.py`?", file=sys.stderr)
+        print(
+            "valgrind does not answer: did `instructions.py` start this?",
+            file=sys.stderr,
+        )
         return 1
     for workload in map(understood, texts):
         for what, step in steps_of(workload, Path(folder)):

@@ -1,6 +1,6 @@
 """`python -m klppo_compile.perf.exact.loss OUT WORKLOAD PART ...`: one workload, one process.
 
-Writes the rows as JSON; `exact.py` runs it.
+Writes the rows as JSON; `metrics.py` runs it.
 """
 
 import sys

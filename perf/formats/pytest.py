@@ -3,22 +3,19 @@
 They all ignore `extra_info`; what is no time is kept there. A row has a median and its interval, no
 samples, so the statistics that need them are taken from these: the mean is the median, minimum,
 maximum and quartiles are the ends of the 99 % interval, the standard deviation is that interval's
-standard error. `extra_info` says so in every benchmark.
+standard error. Of fewer than 8 samples it is their range instead, and no standard error.
+`extra_info` says so in every benchmark.
 """
 
 import json
 from typing import Any
 
 from klppo_compile.perf.history.files import Run
-from klppo_compile.perf.rows import Row
+from klppo_compile.perf.rows import Row, span_of
 
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 # Half of a 99 % interval in standard errors.
 HALF_99 = 2.576
-NOTE = (
-    "mean is the median; min, max, q1 and q3 are the ends of its 99 % interval; stddev is its"
-    " standard error"
-)
 
 
 def seconds(row: Row) -> float | None:
@@ -53,6 +50,13 @@ def pytest_benchmark(runs: list[Run]) -> dict[str, str]:
     return {"": json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"}
 
 
+def note_of(row: Row) -> str:
+    """What a row's statistics are."""
+    span = span_of(row)
+    width = "its standard error" if span.startswith("99") else f"that range over {2 * HALF_99:.2f}"
+    return f"mean is the median; min, max, q1 and q3 are the ends of its {span}; stddev is {width}"
+
+
 def benchmark(run: Run, row: Row) -> dict[str, Any]:
     """A row of time as a benchmark, with all other rows of its contender beside it."""
     name = f"{row.workload}[{row.provider}]"
@@ -75,7 +79,7 @@ def benchmark(run: Run, row: Row) -> dict[str, Any]:
         "fullname": f"klppo_compile/perf::{name}",
         "params": {"workload": row.workload, "provider": row.provider},
         "param": row.provider,
-        "extra_info": {"note": NOTE, "launches": row.launches, "metrics": others},
+        "extra_info": {"note": note_of(row), "launches": row.launches, "metrics": others},
         "options": {
             "disable_gc": False,
             "timer": "thread_time",

@@ -121,7 +121,7 @@ def compare_sources(
     timed = timed_findings(found, workloads, limits)
     result.findings += timed
     result.launches = found.launches
-    result.rows += [row for f in timed if (row := ratio_row(f, len(found.launches)))]
+    result.rows += [row for f in timed if (row := ratio_row(f, found.launches))]
     if same_code(found.launches):
         result.notes.append("Inductor made the same code of both, so that only Python can differ.")
     return result
@@ -193,13 +193,16 @@ def wrong_answer(workload: str, said: str) -> Finding:
     )
 
 
-def ratio_row(found: Finding, launches: int) -> Row | None:
+def ratio_row(found: Finding, launches: Sequence[Launch]) -> Row | None:
     """A timed finding as a row: the ratio of the new side to the base."""
     if found.new is None:
         return None
     values = (1 + found.change, 1 + found.low, 1 + found.high)
     metric = f"{METRIC} over the base's"
-    return Row(found.workload, PROVIDER, metric, "x", *values, launches, "lower", "timed", launches)
+    calls = sum(launched[found.workload].rounds for launched in launches)
+    return Row(
+        found.workload, PROVIDER, metric, "x", *values, calls, "lower", "timed", len(launches)
+    )
 
 
 def calibrate(

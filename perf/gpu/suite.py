@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 NO_DEVICE = (
     "The GPU suite needs a CUDA device and a CUDA build of torch; this torch sees none."
-    " Say --interpret to try the suite out on the CPU, at tiny sizes."
+    " To try the suite out on the CPU, at tiny sizes: python -m klppo_compile.perf gpu --interpret."
 )
 NO_ROOM = "it doesn't fit in this device's memory"
 RESULTS = Path("perf/results")

@@ -1,6 +1,6 @@
 """What the page shows: from series to sections, cards, lists and tables, all of it plain values.
 
-Nothing here knows HTML; `page_file.py` writes it. Every list puts what is worst first.
+Nothing here knows HTML; `file.py` writes it. Every list puts what is worst first.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ from klppo_compile.perf.page.words import (
     number,
     title_of,
 )
-from klppo_compile.perf.rows import Row
+from klppo_compile.perf.rows import Row, span_of
 
 # Events of a section, and changes of a series: a page must stay small where everything changes all
 # the time, and a series that does must not drive the others off the list.
@@ -146,8 +146,9 @@ def is_headline(row: Row) -> bool:
 def cell(series: Series, commits: dict[Run, Commit]) -> Cell:
     """Its newest number, and how far to trust it."""
     row = series.latest
-    interval = f"99 % interval {number(row.low)} to {number(row.high)}, {row.samples} samples"
-    about = f"{interval}, at {series.runs[-1].commit}"
+    span = f"{span_of(row)} {number(row.low)} to {number(row.high)}"
+    samples = "" if f"{row.samples} samples" in span else f", {row.samples} samples"
+    about = f"{span}{samples}, at {series.runs[-1].commit}"
     return Cell(number(row.value), about, end_of(series, commits))
 
 
