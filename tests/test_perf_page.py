@@ -246,6 +246,13 @@ def test_a_series_that_always_changes_drives_no_other_off_the_list(tmp_path):
     assert section.more_events == 79 - 3
 
 
+def test_no_byte_goes_to_what_says_nothing(ended):
+    text = page(ended)
+    data = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1]
+    assert data == json.dumps(json.loads(data), separators=(",", ":"))
+    assert 'title=""' not in text
+
+
 def test_our_own_script_stays_small():
     assert len(asset(SCRIPT).encode()) <= 5120
 

@@ -56,6 +56,7 @@ def page(runs: list[Run], commit_url: str | None = None, decisions: Iterable[Acc
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     return environment.from_string(asset(TEMPLATE)).render(
         sections=shown,
         counts={state: sum(one.counts[state] for one in shown) for state in STATES},
