@@ -37,9 +37,10 @@ class Row:
         value: median over the samples.
         low, high: 99 % confidence interval of the median; the value itself where it is exact. Of
             fewer than 8 samples of a process no such interval can be made: then it is their range,
-            which covers less, of 5 samples 94 %, of 3 75 %. Of several launches of `cpu` the three
-            are the geometric mean of the launches' values and its Student interval.
-        samples: how many samples it is the median of.
+            which covers less, of 5 samples 94 %, of 3 75 %. Of several launches of `cpu` or
+            `bench ab` the three are the geometric mean of the launches' values and its Student
+            interval.
+        samples: how many samples it is the median of; of all launches together.
         better: "lower" or "higher".
         kind: "exact" (the same in every run), "counted" (instructions) or "timed". Each has a rule
             of its own for what a regression is.

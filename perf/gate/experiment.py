@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from klppo_compile.perf.gate.run import EXACT, Result, compare_sources
 from klppo_compile.perf.gate.seeding import Change, read_changes, seeded
 from klppo_compile.perf.gate.verdict import Limits, compare_times, timed_findings
 from klppo_compile.perf.machine import machine
+from klppo_compile.perf.processes import workers
 from klppo_compile.perf.revisions import WORKING_TREE, read_revision
 from klppo_compile.perf.statistics import bound, proportion
 
@@ -45,7 +45,7 @@ def record(folder: Path, launches: int) -> None:
     with tempfile.TemporaryDirectory(prefix="klppo-gate-") as place:
         sides = {"base": source, "null": source, "new": source, "slow": slow}
         pair = install_sides(sides, Path(place))
-        with ThreadPoolExecutor(max_workers=jobs()) as pool:
+        with workers(jobs()) as pool:
             while (done := len(document["launches"])) < launches:
                 numbers = range(done, done + jobs())
                 document["launches"] += pool.map(lambda number: launched(pair, number), numbers)
