@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
 from klppo_compile import __version__
+from klppo_compile.compiler import compiler_version, missing_cache
+from klppo_compile.compiler import missing as missing_compiler
 from klppo_compile.exit_codes import MissingRequirementError
 from klppo_compile.export.runtime import (
     LIBRARIES,
@@ -90,6 +92,8 @@ def _torch(found: Machine) -> None:
     head = PolicyHead(FAMILIES["normal"], column, (column, column), (column, column))
     choice = choose(Minibatch((head,), row, row))
     found.facts["loss runs on"] = f"{choice.backend}: {choice.reason}"
+    found.facts["C++ compiler"] = compiler_version() or "none that Inductor finds"
+    found.more += [text for text in (missing_compiler(), missing_cache()) if text]
     if not count and has_driver():
         found.more.append("there is a driver, and a torch that doesn't see it; see pytorch.org")
 

@@ -97,7 +97,7 @@ def cpu(
 ) -> None:
     """Time the loss on one thread, beside torchrl's."""
     from klppo_compile.commands.bench_run import page
-    from klppo_compile.perf.compiler import require_compiler
+    from klppo_compile.compiler import require_compiler
     from klppo_compile.perf.machine import run_header
     from klppo_compile.perf.rows import Row, require_place, write_result
     from klppo_compile.perf.table import table_of

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from klppo_compile import __version__
-from klppo_compile.perf.compiler import compiler_version
+from klppo_compile.compiler import compiler_version
 from klppo_compile.perf.revisions import UNKNOWN, commit_here
 
 

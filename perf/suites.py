@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
+from klppo_compile.compiler import missing as missing_compiler
 from klppo_compile.exit_codes import BadInputError, FailedError, MissingRequirementError
-from klppo_compile.perf.compiler import missing as missing_compiler
 from klppo_compile.perf.counted.instructions import measure_counted, missing, valgrind_version
 from klppo_compile.perf.exact.kernels import measure_kernels
 from klppo_compile.perf.exact.metrics import Progress, measure_exact

@@ -32,6 +32,7 @@ LAYERS = (
     ("loss",),
     ("compiling",),
     ("__init__", "exit_codes"),
+    ("compiler",),
     ("training",),
     ("train",),
     ("commands",),

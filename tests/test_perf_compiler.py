@@ -5,9 +5,10 @@ import subprocess
 import pytest
 from torch._inductor import config
 
+from klppo_compile import compiler
 from klppo_compile.cli import run
 from klppo_compile.exit_codes import ExitCode
-from klppo_compile.perf import compiler, suites
+from klppo_compile.perf import suites
 from klppo_compile.perf.__main__ import main
 from klppo_compile.perf.exact.metrics import exact_row
 from klppo_compile.perf.processes import last_words

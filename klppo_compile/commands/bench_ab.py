@@ -77,9 +77,9 @@ def ab(
     with 3 where the machine is too noisy to tell.
     """
     with loading():
+        from klppo_compile.compiler import require_compiler
         from klppo_compile.perf.comparing.findings import exit_code, told
         from klppo_compile.perf.comparing.table import conclusion, findings_table
-        from klppo_compile.perf.compiler import require_compiler
         from klppo_compile.perf.gate.run import compare_revisions
         from klppo_compile.perf.rows import require_place
 
@@ -123,7 +123,7 @@ def calibrate(workload: str | None, minutes: float, as_json: bool) -> ExitCode:
     It takes all of its minutes.
     """
     with loading():
-        from klppo_compile.perf.compiler import require_compiler
+        from klppo_compile.compiler import require_compiler
         from klppo_compile.perf.gate.run import calibrate as measure
 
     require_compiler()

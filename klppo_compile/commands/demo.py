@@ -40,23 +40,31 @@ def command(seed: int, steps: int, out: Path, no_compile: bool) -> ExitCode:
     Takes two minutes in all on two cores.
     """
     with loading():
-        from klppo_compile.training.train import train
+        from klppo_compile.training.train import describe, train
 
+    runs = [
+        TrainSettings(env=env, seed=seed, steps=steps, compile=not no_compile)
+        for env in ENVIRONMENTS
+    ]
+    # All of them before the first run: the last may need what is not installed.
+    for settings in runs:
+        describe(settings)
     table = Table(title="Mean return of 20 evaluation episodes")
     add_columns(table, "environment")
     add_columns(table, "before", "after", "steps", "seconds", justify="right")
     folders = []
     # Over all runs: one that was asked to stop in its last iteration has finished all the same.
     with gentle_stop() as stop:
-        for env in ENVIRONMENTS:
-            settings = TrainSettings(env=env, seed=seed, steps=steps, compile=not no_compile)
+        for settings in runs:
             result = watch(settings, partial(train, settings, free_folder(out, settings)), stop)
             folders.append(result.folder)
             after = (
                 f"{result.after.mean:.1f} ± {result.after.std:.1f}" if result.after else "stopped"
             )
             before = f"{result.before.mean:.1f} ± {result.before.std:.1f}"
-            table.add_row(env, before, after, f"{result.last.step:,}", f"{result.last.seconds:.0f}")
+            table.add_row(
+                settings.env, before, after, f"{result.last.step:,}", f"{result.last.seconds:.0f}"
+            )
             if stop.requested:
                 break
     plain().print(table)

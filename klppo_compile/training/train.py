@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from klppo_compile.compiler import require_compiler
 from klppo_compile.exit_codes import BadInputError, CannotError
 from klppo_compile.training.environments import make_environments, opened, seeds_for
 from klppo_compile.training.evaluation import Evaluation, evaluate
@@ -63,7 +64,8 @@ def train(
     """
     with _own_torch_state():
         torch.manual_seed(settings.seed)
-        config = _describe(settings)
+        config = describe(settings)
+        _require_compiler(settings)
         session = Session(config)
         recorder = Recorder(session, RunFolder(Path(folder)))
         recorder.folder.create(config)
@@ -94,11 +96,12 @@ def resume(
     )
     config = replace(config, settings=settings)
     with _own_torch_state():
-        if _describe(settings) != config:
+        if describe(settings) != config:
             raise BadInputError(
                 f"a run continues in the environment it began in; {settings.env} now has other"
                 f" spaces than {run_folder.config} says. Restore the environment's version."
             )
+        _require_compiler(settings)
         recorder = Recorder(Session(config), run_folder)
         recorder.load()
         if recorder.session.iteration >= settings.iterations:
@@ -142,7 +145,7 @@ def _run(recorder: Recorder, report: Report, should_stop: ShouldStop) -> TrainRe
     return TrainResult(recorder.folder.path, finished, recorder.before, after, row)
 
 
-def _describe(settings: TrainSettings) -> RunConfig:
+def describe(settings: TrainSettings) -> RunConfig:
     """Look at the environment's spaces, and refuse those that can't be trained on."""
     with closing(make_environments(settings.env, 1)) as environments:
         return RunConfig(
@@ -150,6 +153,11 @@ def _describe(settings: TrainSettings) -> RunConfig:
             describe_observations(environments.single_observation_space),
             describe_actions(environments.single_action_space),
         )
+
+
+def _require_compiler(settings: TrainSettings) -> None:
+    if settings.compile:
+        require_compiler(", or train without compiling: --no-compile")
 
 
 def _evaluate(session: Session) -> Evaluation:

@@ -23,9 +23,9 @@ from rich.table import Table
 from tensordict import TensorDict
 
 from klppo_compile.commands.plain import add_columns, plain
+from klppo_compile.compiler import require_compiler
 from klppo_compile.compiling import compile_loss
 from klppo_compile.exit_codes import FailedError, MissingRequirementError
-from klppo_compile.perf.compiler import require_compiler
 from klppo_compile.perf.machine import run_header
 from klppo_compile.perf.measure import ENOUGH, estimate, interleave, ratios
 from klppo_compile.perf.providers import (

@@ -1,5 +1,6 @@
-"""The C++ compiler that Inductor calls, which whatever is compiled for a CPU needs."""
+"""What Inductor needs of a machine to compile for its CPU: a C++ compiler, a folder to cache in."""
 
+import os
 import subprocess
 
 from klppo_compile.exit_codes import MissingRequirementError
@@ -29,14 +30,31 @@ def missing() -> str:
     )
 
 
-def require_compiler() -> None:
+def missing_cache() -> str:
+    """Why Inductor can't write to its cache, in words; "" where it can."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    try:
+        folder = cache_dir()  # which makes it
+        problem = "" if os.access(folder, os.W_OK) else f"{folder} is not writable"
+    except OSError as error:
+        problem = f"{error.filename}: {error.strerror}"
+    return problem and (
+        f"Inductor must be able to write to its cache; got {problem}. Name a folder of yours in the"
+        " variable TORCHINDUCTOR_CACHE_DIR"
+    )
+
+
+def require_compiler(otherwise: str = "") -> None:
     """Refuse where nothing can be compiled: found late, it looks like a defect.
 
+    `otherwise` ends the sentence with what else would do.
+
     Raises:
-        MissingRequirementError: there is no C++ compiler.
+        MissingRequirementError: there is no C++ compiler, or no cache that can be written.
     """
-    if lacks := missing():
-        raise MissingRequirementError(lacks)
+    if lacks := missing() or missing_cache():
+        raise MissingRequirementError(lacks + otherwise)
 
 
 def compiler_version() -> str:
