@@ -234,10 +234,11 @@ def test_a_demo_whose_gate_fails_fails(tmp_path, capsys, monkeypatch):
 
 def test_the_default_folder_is_never_one_that_exists(tmp_path):
     settings = TrainSettings(env="ale_py:ALE/Pong-v5", seed=3)
-    assert free_folder(tmp_path, settings) == tmp_path / "ale_py-ALE-Pong-v5-seed3"
-    (tmp_path / "ale_py-ALE-Pong-v5-seed3").mkdir()
-    (tmp_path / "ale_py-ALE-Pong-v5-seed3-2").mkdir()
-    assert free_folder(tmp_path, settings) == tmp_path / "ale_py-ALE-Pong-v5-seed3-3"
+    # Made at once, for another process may be looking for one.
+    for name in ("seed3", "seed3-2", "seed3-3"):
+        found = free_folder(tmp_path / "runs", settings)
+        assert found == tmp_path / "runs" / f"ale_py-ALE-Pong-v5-{name}"
+        assert list(found.iterdir()) == []
 
 
 # Exit code 2

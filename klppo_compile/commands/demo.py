@@ -56,7 +56,9 @@ def command(seed: int, steps: int, out: Path, no_compile: bool) -> ExitCode:
     # Over all runs: one that was asked to stop in its last iteration has finished all the same.
     with gentle_stop() as stop:
         for settings in runs:
-            result = watch(settings, partial(train, settings, free_folder(out, settings)), stop)
+            result = watch(
+                settings, partial(train, settings, partial(free_folder, out, settings)), stop
+            )
             folders.append(result.folder)
             after = (
                 f"{result.after.mean:.1f} ± {result.after.std:.1f}" if result.after else "stopped"

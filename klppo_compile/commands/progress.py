@@ -94,7 +94,22 @@ def watch(
 
 
 def free_folder(parent: Path, settings: "TrainSettings") -> Path:
-    """Return `parent/ENV-seedN`, numbered when that is taken."""
+    """Make `parent/ENV-seedN`, numbered when that is taken, if by another process just now."""
+    from klppo_compile.training.files import choosing, require_text
+
+    require_text(parent)
     name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', settings.env)}-seed{settings.seed}"
     names = (name if number == 1 else f"{name}-{number}" for number in count(1))
-    return next(parent / name for name in names if not (parent / name).exists())
+    paths = (parent / name for name in names)
+    with choosing(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        return next(path for path in paths if _make(path))
+
+
+def _make(path: Path) -> bool:
+    """Make a folder; False if there is something by that name."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True

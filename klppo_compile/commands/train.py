@@ -1,5 +1,6 @@
 """`klppo train`: parse, train, say where the files are."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
@@ -78,7 +79,7 @@ def command(
     with loading():
         from klppo_compile.training.train import train
 
-    start = partial(train, settings, out or free_folder(Path("runs"), settings))
+    start = partial(train, settings, out or partial(free_folder, Path("runs"), settings))
     with gentle_stop() as stop:
         result = watch(settings, start, stop)
     return _conclude(settings, result)
@@ -114,7 +115,7 @@ def _conclude(settings: TrainSettings, result: "TrainResult") -> ExitCode:
     """Print what came of a run, and where it is."""
     if result.after is None:
         click.echo(f"{settings.env}: stopped after {result.last.step:,} steps.")
-        click.echo(f"Continue with: klppo train --resume {result.folder}")
+        click.echo(f"Continue with: klppo train --resume {shlex.quote(str(result.folder))}")
     else:
         click.echo(
             f"{settings.env}: mean return {result.before.mean:.1f} before, {result.after.mean:.1f}"

@@ -42,6 +42,55 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def require_text(path: Path) -> None:
+    """Refuse a name that is no text: safetensors opens files by text."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise BadInputError(
+            f"a run folder's name must be valid UTF-8; got {str(path)!r}. Give another name."
+        ) from error
+
+
+@contextmanager
+def choosing(path: Path) -> Iterator[None]:
+    """As `writing`, where a folder is chosen for a run: there it is bad input, and no accident."""
+    try:
+        with writing(path):
+            yield
+    except CannotError as error:
+        raise BadInputError(str(error)) from error
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep others from training in `folder`, by a lock on the folder itself, which adds no file.
+
+    Where there are no such locks (Windows, some network disks) nobody is kept out; a folder that
+    can't be opened is left to those who read it.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadInputError(
+                f"a run folder takes one process at a time; another process is training in"
+                f" {folder}. Wait until it ends, or give another folder."
+            ) from error
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def _rename(temporary: Path, path: Path) -> None:
     if temporary.is_dir() and path.exists():
         # A folder can't be renamed over a folder with files in it.

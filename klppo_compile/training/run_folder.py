@@ -2,8 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,11 +12,14 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from klppo_compile.exit_codes import BadInputError, CannotError
+from klppo_compile.exit_codes import BadInputError
 from klppo_compile.training.files import (
+    choosing,
+    held,
     read_json,
     read_tensors,
     replacing,
+    require_text,
     write_json,
     write_tensors,
     writing,
@@ -54,6 +57,7 @@ class RunFolder:
     """The paths of a run, and the rules of writing there."""
 
     def __init__(self, path: Path) -> None:
+        require_text(path)
         self.path = path
         self.config = path / "config.json"
         self.metrics = path / "metrics.csv"
@@ -70,13 +74,18 @@ class RunFolder:
             )
         return self.path / f"{which}.safetensors"
 
-    def create(self, config: RunConfig) -> None:
-        """Begin a run: make the folder, which must be new or empty, and write its config."""
-        try:
-            with writing(self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
-                occupied = any(self.path.iterdir())
-            if occupied:
+    @contextmanager
+    def created(self, config: RunConfig) -> Iterator[None]:
+        """Begin a run: make the folder, which must be new or empty, hold it, write its config."""
+        with choosing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        with held(self.path):
+            self._occupy(config)
+            yield
+
+    def _occupy(self, config: RunConfig) -> None:
+        with choosing(self.path):
+            if any(self.path.iterdir()):
                 resumed = ", or --resume to continue the run in it" if self.saved() else ""
                 raise BadInputError(
                     f"the run folder must be new or empty; got {self.path}, which holds files."
@@ -87,13 +96,17 @@ class RunFolder:
             except BaseException:
                 self.discard()
                 raise
-        except CannotError as error:
-            # Before training this is the choice of the folder, not an accident.
-            raise BadInputError(str(error)) from error
 
     def sweep(self) -> None:
-        """Remove what a killed process left under temporary names."""
+        """Remove what a killed process left under temporary names, and put back what it moved.
+
+        Only while the folder is held: another process's files have such names too.
+        """
         with writing(self.path):
+            for path in sorted(self.path.glob(".*.old")):
+                place = self.path / path.name[1:].rsplit(".", 2)[0]
+                if not place.exists():
+                    path.rename(place)
             for path in (*self.path.glob(".*.tmp"), *self.path.glob(".*.old")):
                 if path.is_dir():
                     shutil.rmtree(path)
@@ -101,8 +114,16 @@ class RunFolder:
                     path.unlink()
 
     def saved(self) -> bool:
-        """Whether a run was saved here: the last two files of a save are looked for."""
-        return self.summary.exists() or self.resume.exists()
+        """Whether a run was saved here: the last two files of a save are looked for.
+
+        A first save that was cut short has a summary, of one iteration, and nothing to resume.
+        """
+        if self.resume.exists() or not self.summary.exists():
+            return self.resume.exists()
+        try:
+            return read_json(self.summary).get("iterations") != 1
+        except BadInputError:
+            return True
 
     def discard(self) -> None:
         """Remove all that a run wrote which ended before its first save was whole."""

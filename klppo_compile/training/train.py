@@ -12,6 +12,7 @@ from klppo_compile.compiler import require_compiler
 from klppo_compile.exit_codes import BadInputError, CannotError
 from klppo_compile.training.environments import make_environments, opened, seeds_for
 from klppo_compile.training.evaluation import Evaluation, evaluate
+from klppo_compile.training.files import held
 from klppo_compile.training.metrics import MetricsRow, write_metrics
 from klppo_compile.training.recorder import Recorder
 from klppo_compile.training.rollout import Collector
@@ -51,25 +52,25 @@ class TrainResult:
 
 def train(
     settings: TrainSettings,
-    folder: str | Path,
+    folder: str | Path | Callable[[], Path],
     *,
     report: Report = silent,
     should_stop: ShouldStop = never,
 ) -> TrainResult:
-    """Train from scratch into a new run folder.
+    """Train from scratch into a new run folder, or in one that a function makes.
 
     `report` is called after every iteration; then `should_stop` is asked, and a run that is to
     stop ends there with a complete folder. Raises BadInputError before anything is written when
-    the environment or the folder can't be used.
+    the environment or the folder can't be used, or another process is training in it.
     """
     with _own_torch_state():
         torch.manual_seed(settings.seed)
         config = describe(settings)
         _require_compiler(settings)
         session = Session(config)
-        recorder = Recorder(session, RunFolder(Path(folder)))
-        recorder.folder.create(config)
-        with _as_last_saved(recorder.folder):
+        run_folder = RunFolder(folder() if callable(folder) else Path(folder))
+        recorder = Recorder(session, run_folder)
+        with run_folder.created(config), _as_last_saved(run_folder):
             recorder.begin(_evaluate(session))
             return _run(recorder, report, should_stop)
 
@@ -87,6 +88,24 @@ def resume(
     Environments can't be saved: episodes start afresh, from seeds that belong to the iteration.
     """
     run_folder = RunFolder(Path(folder))
+    with held(run_folder.path), _own_torch_state():
+        config = _continued(run_folder, steps, compile_graph)
+        recorder = Recorder(Session(config), run_folder)
+        recorder.load()
+        if recorder.session.iteration >= config.settings.iterations:
+            raise BadInputError(
+                f"steps must be more than the run already has; got {config.settings.steps} against"
+                f" {recorder.rows[-1].step}. Give a larger --steps."
+            )
+        with _as_last_saved(run_folder):
+            run_folder.sweep()
+            run_folder.write_config(config)
+            write_metrics(run_folder.metrics, recorder.rows)
+            return _run(recorder, report, should_stop)
+
+
+def _continued(run_folder: RunFolder, steps: int | None, compile_graph: bool | None) -> RunConfig:
+    """Read a run's config, change the settings that are given, and refuse what can't go on."""
     config = run_folder.read_config()
     settings = config.settings
     settings = replace(
@@ -95,25 +114,13 @@ def resume(
         compile=settings.compile if compile_graph is None else compile_graph,
     )
     config = replace(config, settings=settings)
-    with _own_torch_state():
-        if describe(settings) != config:
-            raise BadInputError(
-                f"a run continues in the environment it began in; {settings.env} now has other"
-                f" spaces than {run_folder.config} says. Restore the environment's version."
-            )
-        _require_compiler(settings)
-        recorder = Recorder(Session(config), run_folder)
-        recorder.load()
-        if recorder.session.iteration >= settings.iterations:
-            raise BadInputError(
-                f"steps must be more than the run already has; got {settings.steps} against"
-                f" {recorder.rows[-1].step}. Give a larger --steps."
-            )
-        with _as_last_saved(run_folder):
-            run_folder.sweep()
-            run_folder.write_config(config)
-            write_metrics(run_folder.metrics, recorder.rows)
-            return _run(recorder, report, should_stop)
+    if describe(settings) != config:
+        raise BadInputError(
+            f"a run continues in the environment it began in; {settings.env} now has other"
+            f" spaces than {run_folder.config} says. Restore the environment's version."
+        )
+    _require_compiler(settings)
+    return config
 
 
 def _run(recorder: Recorder, report: Report, should_stop: ShouldStop) -> TrainResult:
