@@ -20,8 +20,8 @@ from klppo_compile.training.spaces import ActionKind, ActionSpec, ObservationSpe
 HIDDEN = 64
 INITIAL_SCALE = 0.5
 """Standard deviation of a box action at the start, in half ranges of its bounds."""
-WIDEST_RANGE = 1e6
-"""Half range beyond which a box counts as unbounded."""
+LARGEST_BOUND = 1e15
+"""A bound beyond says nothing, such as float32's largest number; squares of others stay finite."""
 
 
 def categorical(logits: Tensor) -> Distribution:
@@ -63,17 +63,27 @@ class NormalHead(nn.Module):
         super().__init__()
         self.loc = _linear(features, action.size, gain=0.01)
         self.log_scale = nn.Parameter(torch.full((action.size,), math.log(INITIAL_SCALE)))
-        low, high = (torch.from_numpy(bound) for bound in action.bounds())
-        half_range = (high - low) / 2
-        # A bound such as float32's largest number says nothing about the scale of an action.
-        bounded = (half_range > 0) & (half_range < WIDEST_RANGE)
-        self.register_buffer("centre", torch.where(bounded, (low + high) / 2, 0.0).float())
-        self.register_buffer("half_range", torch.where(bounded, half_range, 1.0).float())
+        centre, half_range = _unit(*(torch.from_numpy(bound) for bound in action.bounds()))
+        self.register_buffer("centre", centre.float())
+        self.register_buffer("half_range", half_range.float())
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return loc and scale, `[*batch, D]` each."""
         loc = self.centre + self.half_range * self.loc(features)
         return loc, (self.half_range * self.log_scale.exp()).expand_as(loc)
+
+
+def _unit(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the centre and half range in which a box action is measured at the start.
+
+    Next to the only bound there is, for elsewhere every action may be clipped to one and the same.
+    Saved runs hold their own, and keep them.
+    """
+    bounded_below, bounded_above = low >= -LARGEST_BOUND, high <= LARGEST_BOUND
+    both = bounded_below & bounded_above
+    beside = torch.where(bounded_below, low + 1, torch.where(bounded_above, high - 1, 0.0))
+    centre = torch.where(both, (low + high) / 2, beside)
+    return centre, torch.where(both & (high > low), (high - low) / 2, 1.0)
 
 
 class MultiCategoricalHead(nn.Module):
