@@ -1,5 +1,7 @@
 """What a policy is worth: whole episodes, actions drawn from it as in training."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +17,14 @@ MAX_STEPS = 10_000
 """Where an episode is cut that its environment never ends."""
 
 
+ShouldStop = Callable[[], bool]
+
+
+def never() -> bool:
+    """Never stop early."""
+    return False
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Undiscounted returns of whole episodes."""
@@ -26,11 +36,20 @@ class Evaluation:
     episodes: int
 
 
+NOTHING = Evaluation(math.nan, math.nan, math.nan, math.nan, 0)
+"""An evaluation that was stopped before an episode ended."""
+
+
 @torch.no_grad()
 def evaluate(
-    agent: Agent, action: ActionSpec, env: str, seed: int, episodes: int = EPISODES
+    agent: Agent,
+    action: ActionSpec,
+    env: str,
+    seed: int,
+    episodes: int = EPISODES,
+    should_stop: ShouldStop = never,
 ) -> Evaluation:
-    """Run `episodes` first episodes side by side.
+    """Run `episodes` first episodes side by side; only those that ended count where it must stop.
 
     Actions are drawn, not the most likely ones: those of an untrained policy are a fixed function
     that may be a good one by luck. Seeds and random state belong to evaluation alone.
@@ -44,6 +63,9 @@ def evaluate(
         returns = np.zeros(episodes)
         running = np.ones(episodes, np.bool_)
         for _ in range(MAX_STEPS):
+            if should_stop():
+                returns = returns[~running]
+                break
             seen = np.array(observation)
             seen[~running] = 0  # of what is over nothing is asked
             require_moderate(seen, "observation of an evaluation")
@@ -56,10 +78,12 @@ def evaluate(
             running &= ~(terminated | truncated)
             if not running.any():
                 break
+    if not len(returns):
+        return NOTHING
     return Evaluation(
         mean=float(returns.mean()),
         std=float(returns.std()),
         lowest=float(returns.min()),
         highest=float(returns.max()),
-        episodes=episodes,
+        episodes=len(returns),
     )

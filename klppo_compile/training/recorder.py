@@ -1,14 +1,14 @@
 """What a run leaves in its folder while it goes on, so that it can stop at any moment."""
 
 import sys
-from dataclasses import asdict, astuple
+from dataclasses import asdict
 
 from tensordict import TensorDict
 from torch import Tensor
 
 from klppo_compile.exit_codes import BadInputError
 from klppo_compile.training.curves import draw_curves
-from klppo_compile.training.evaluation import Evaluation
+from klppo_compile.training.evaluation import NOTHING, Evaluation
 from klppo_compile.training.files import read_json
 from klppo_compile.training.metrics import (
     MetricsRow,
@@ -51,8 +51,9 @@ class Recorder:
         self.early = self.folder.read_checkpoint("early", self.session.loss)
         self.best = self.folder.read_checkpoint("best", self.session.loss)
         try:
-            self.before = Evaluation(**read_json(self.folder.summary)["before"])
-            for value in astuple(self.before):
+            before = read_json(self.folder.summary)["before"]
+            self.before = NOTHING if before is None else Evaluation(**before)
+            for value in (before or {}).values():
                 if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
                     raise TypeError(f"numbers expected, got {value!r}")
         except (KeyError, TypeError) as error:
@@ -95,8 +96,8 @@ class Recorder:
     def _write_summary(self, after: Evaluation | None) -> None:
         last = self.rows[-1]
         values = {
-            "before": asdict(self.before),
-            "after": asdict(after) if after else None,
+            "before": asdict(self.before) if self.before.episodes else None,
+            "after": asdict(after) if after and after.episodes else None,
             "steps": last.step,
             "iterations": last.iteration,
             "seconds": last.seconds,

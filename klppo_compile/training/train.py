@@ -11,7 +11,7 @@ import torch
 from klppo_compile.compiler import require_compiler
 from klppo_compile.exit_codes import BadInputError, CannotError
 from klppo_compile.training.environments import make_environments, opened, seeds_for
-from klppo_compile.training.evaluation import Evaluation, evaluate
+from klppo_compile.training.evaluation import EPISODES, Evaluation, ShouldStop, evaluate, never
 from klppo_compile.training.files import held
 from klppo_compile.training.metrics import MetricsRow, write_metrics
 from klppo_compile.training.recorder import Recorder
@@ -24,16 +24,10 @@ from klppo_compile.training.spaces import describe_actions, describe_observation
 SAVE_EVERY_SECONDS = 30.0
 
 Report = Callable[[MetricsRow], None]
-ShouldStop = Callable[[], bool]
 
 
 def silent(row: MetricsRow) -> None:
     """Report nothing."""
-
-
-def never() -> bool:
-    """Never stop early."""
-    return False
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ class TrainResult:
     before: Evaluation
     """Of the untrained policy."""
     after: Evaluation | None
-    """Of the last policy; None when stopped."""
+    """Of the last policy; None when stopped before it, fewer episodes when stopped in it."""
     last: MetricsRow
 
 
@@ -60,8 +54,9 @@ def train(
     """Train from scratch into a new run folder, or in one that a function makes.
 
     `report` is called after every iteration; then `should_stop` is asked, and a run that is to
-    stop ends there with a complete folder. Raises BadInputError before anything is written when
-    the environment or the folder can't be used, or another process is training in it.
+    stop ends there with a complete folder. It is asked in evaluations too, to cut them short.
+    Raises BadInputError before anything is written when the environment or the folder can't be
+    used, or another process is training in it.
     """
     with _own_torch_state():
         torch.manual_seed(settings.seed)
@@ -71,7 +66,7 @@ def train(
         run_folder = RunFolder(folder() if callable(folder) else Path(folder))
         recorder = Recorder(session, run_folder)
         with run_folder.created(config), _as_last_saved(run_folder):
-            recorder.begin(_evaluate(session))
+            recorder.begin(_evaluate(session, should_stop))
             return _run(recorder, report, should_stop)
 
 
@@ -146,9 +141,10 @@ def _run(recorder: Recorder, report: Report, should_stop: ShouldStop) -> TrainRe
                 saved = time.perf_counter()
         # Before the environments are closed and the evaluation, which may be interrupted.
         recorder.save(rollout)
-    after = _evaluate(session) if finished else None
+    after = _evaluate(session, should_stop) if finished else None
     if after is not None:
         recorder.conclude(after)
+        finished = after.episodes == EPISODES
     return TrainResult(recorder.folder.path, finished, recorder.before, after, row)
 
 
@@ -167,9 +163,9 @@ def _require_compiler(settings: TrainSettings) -> None:
         require_compiler(", or train without compiling: --no-compile")
 
 
-def _evaluate(session: Session) -> Evaluation:
-    settings = session.config.settings
-    return evaluate(session.agent, session.config.action, settings.env, settings.seed)
+def _evaluate(session: Session, should_stop: ShouldStop) -> Evaluation:
+    settings, action = session.config.settings, session.config.action
+    return evaluate(session.agent, action, settings.env, settings.seed, should_stop=should_stop)
 
 
 @contextmanager
