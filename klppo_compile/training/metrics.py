@@ -1,6 +1,7 @@
 """The rows of `metrics.csv`: one per iteration, the fields are the columns."""
 
 import csv
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
@@ -65,7 +66,9 @@ def read_metrics(path: Path, iterations: int) -> list[MetricsRow]:
             ]
         if [row.iteration for row in rows] != list(range(1, iterations + 1)):
             raise ValueError(f"{len(rows)} of {iterations} rows")
-    except (OSError, TypeError, ValueError, IndexError) as error:
+        if not all(math.isfinite(x) for row in rows for x in (row.kl_mean, row.beta, row.seconds)):
+            raise ValueError("numbers that are not finite")
+    except (OSError, TypeError, ValueError, IndexError, OverflowError, csv.Error) as error:
         raise BadInputError(
             f"{path} must hold one row for each of the {iterations} iterations of its run;"
             f" got {error}. Resume an intact copy of the run folder."

@@ -64,6 +64,14 @@ class Recorder:
         # Last: reading the checkpoints went through the session's own modules.
         self.session.restore(self.folder.resume)
         self.rows = read_metrics(self.folder.metrics, self.session.iteration)
+        size = self.session.config.settings.rollout_size
+        for row in self.rows:
+            if row.step != row.iteration * size:
+                raise BadInputError(
+                    f"{self.folder.metrics} must fit the config.json beside it, iterations of"
+                    f" num_envs * horizon = {size} steps; iteration {row.iteration} is at step"
+                    f" {str(row.step)[:20]}. Resume an intact copy of the run folder."
+                )
 
     def add(self, row: MetricsRow) -> None:
         """Record an iteration, and remember its policy if it is the early or the best one."""

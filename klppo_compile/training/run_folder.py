@@ -242,6 +242,10 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
                 f"{path} must hold finite numbers; {name} has NaN or infinity."
                 " Give an intact run folder."
             )
+        if name.rpartition(".")[2] in ("var", "count") and (tensor < 0).any():
+            raise BadInputError(
+                f"{path} must hold statistics; {name} is negative. Give an intact run folder."
+            )
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

@@ -3,7 +3,9 @@
 import json
 import math
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -102,24 +104,38 @@ class Session:
             load_state(self.loss, groups["loss"], path)
             load_state(self.scaler.moments, groups["reward"], path)
             self._restore_optimizer(groups["optimizer"])
-            self.pending = {
-                name: groups["pending"][name].reshape(self.config.observation.size)
-                for name in ("mean", "var")
-            }
-            counters = json.loads(metadata["counters"])
-            self.iteration = int(counters["iteration"])
-            self.seconds = float(counters["seconds"])
-            best = counters["best_return"]
-            self.best_return = -math.inf if best is None else float(best)
-            self.recent.extend(float(value) for value in counters["recent"])
+            size = torch.Size((self.config.observation.size,))
+            _require_moments("pending", groups["pending"], {"mean": size, "var": size})
+            self.pending = groups["pending"]
+            self._restore_counters(json.loads(metadata["counters"]))
             torch.set_rng_state(groups["random"]["torch"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             if isinstance(error, BadInputError):
                 raise
             raise BadInputError(
                 f"{path} must be as klppo train wrote it; got {error!r}."
                 " Resume an intact copy of the run folder."
             ) from error
+
+    def _restore_counters(self, counters: Mapping[str, Any]) -> None:
+        """Take the counters back, each in its range."""
+        best, recent = counters["best_return"], counters["recent"]
+        numbers = [counters["seconds"], 0.0 if best is None else best, *recent]
+        finite = all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
+        iteration = counters["iteration"]
+        if not finite or type(iteration) is not int or iteration < 1 or counters["seconds"] < 0:
+            raise ValueError(f"counters {str(counters)[:200]}")
+        self.iteration = iteration
+        self.seconds = float(counters["seconds"])
+        self.best_return = -math.inf if best is None else float(best)
+        self.recent.extend(float(value) for value in recent)
 
     def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
         """Give Adam its moments back; its settings come from the run's."""
@@ -131,15 +147,25 @@ class Session:
         if sorted(state) != list(range(len(parameters))):
             raise ValueError(f"moments of {len(state)} of {len(parameters)} parameters")
         for index, parameter in enumerate(parameters):
-            shapes = {name: moment.shape for name, moment in state[index].items()}
-            if shapes != {
-                "step": torch.Size(()),
-                "exp_avg": parameter.shape,
-                "exp_avg_sq": parameter.shape,
-            }:
-                raise ValueError(f"moments {shapes} of parameter {index}")
+            shape = parameter.shape
+            shapes = {"step": torch.Size(()), "exp_avg": shape, "exp_avg_sq": shape}
+            _require_moments(f"parameter {index}", state[index], shapes)
         groups = self.updater.optimizer.state_dict()["param_groups"]
         self.updater.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _require_moments(
+    of: str, moments: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
+) -> None:
+    """Refuse moments that no run can have: of another shape or type, not finite, negative."""
+    found = {name: moment.shape for name, moment in moments.items()}
+    if found != shapes:
+        raise ValueError(f"moments {found} of {of}")
+    for name, moment in moments.items():
+        if moment.dtype != torch.float32 or not torch.isfinite(moment).all():
+            raise ValueError(f"{name} of {of}, which must be finite numbers in float32")
+        if name in ("step", "var", "exp_avg_sq") and (moment < 0).any():
+            raise ValueError(f"{name} of {of}, which must not be negative")
 
 
 def _explained_variance(rollout: TensorDict) -> float:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import gymnasium
 
 ActionKind = Literal["discrete", "multi_discrete", "multi_binary", "box"]
+LARGEST_SPACE = 10**7
+"""Numbers of an observation, or of a policy's head: a network's first layer takes 2.5 GB there."""
 ACTION_KINDS: tuple[ActionKind, ...] = ("discrete", "multi_discrete", "multi_binary", "box")
 
 
@@ -130,6 +132,21 @@ def describe_actions(space: "gymnasium.Space[Any]") -> ActionSpec:
     )
 
 
+def require_moderate_sizes(observation: ObservationSpec, action: ActionSpec) -> None:
+    """Refuse spaces whose networks no machine holds."""
+    # A choice has a logit for each of its values, a bit or a number one or two.
+    components = len(action.counts) or action.size
+    for of, size in (
+        ("observations", observation.size),
+        ("actions", components * max(action.counts, default=1)),
+    ):
+        if size > LARGEST_SPACE:
+            raise BadInputError(
+                f"the networks of a run have at most {LARGEST_SPACE:,} inputs and outputs; the"
+                f" {of} need {size:,}. Wrap the environment so that they are fewer."
+            )
+
+
 def specs_to_json(observation: ObservationSpec, action: ActionSpec) -> dict[str, Any]:
     """Return both descriptions as JSON values."""
     return {"observation": asdict(observation), "action": asdict(action)}
@@ -149,15 +166,18 @@ def specs_from_json(values: Mapping[str, Any]) -> tuple[ObservationSpec, ActionS
             low=_bounds(action["low"]),
             high=_bounds(action["high"]),
         )
-        if spec.kind not in ACTION_KINDS or observation.size < 1:
-            raise ValueError(f"kind {spec.kind!r}, observation shape {observation.shape}")
+        if spec.kind not in ACTION_KINDS or min((*observation.shape, *spec.shape), default=1) < 1:
+            raise ValueError(f"kind {spec.kind!r}, shapes {observation.shape}, {spec.shape}")
+        if np.dtype(spec.dtype).kind not in "biuf":
+            raise ValueError(f"actions of type {spec.dtype}")
         expected = {"discrete": (1, 0), "multi_discrete": (spec.size, 0), "box": (0, spec.size)}
         counts, bounds = expected.get(spec.kind, (0, 0))
         lengths = (len(spec.counts), len(spec.start), len(spec.low), len(spec.high))
         if lengths != (counts, counts, bounds, bounds) or min(spec.counts, default=1) < 1:
             raise ValueError(f"components of a {spec.kind} action disagree: {lengths}")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadInputError(f"its spaces must be those it was trained on: {error}") from error
+    require_moderate_sizes(observation, spec)
     return observation, spec
 
 

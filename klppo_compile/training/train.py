@@ -19,7 +19,11 @@ from klppo_compile.training.rollout import Collector
 from klppo_compile.training.run_folder import RunConfig, RunFolder
 from klppo_compile.training.session import Session
 from klppo_compile.training.settings import TrainSettings
-from klppo_compile.training.spaces import describe_actions, describe_observations
+from klppo_compile.training.spaces import (
+    describe_actions,
+    describe_observations,
+    require_moderate_sizes,
+)
 
 SAVE_EVERY_SECONDS = 30.0
 
@@ -151,11 +155,10 @@ def _run(recorder: Recorder, report: Report, should_stop: ShouldStop) -> TrainRe
 def describe(settings: TrainSettings) -> RunConfig:
     """Look at the environment's spaces, and refuse those that can't be trained on."""
     with closing(make_environments(settings.env, 1)) as environments:
-        return RunConfig(
-            settings,
-            describe_observations(environments.single_observation_space),
-            describe_actions(environments.single_action_space),
-        )
+        observation = describe_observations(environments.single_observation_space)
+        action = describe_actions(environments.single_action_space)
+    require_moderate_sizes(observation, action)
+    return RunConfig(settings, observation, action)
 
 
 def _require_compiler(settings: TrainSettings) -> None:
