@@ -261,6 +261,8 @@ def test_the_default_folder_is_never_one_that_exists(tmp_path):
         (["train", "--resume", "nowhere", "--gamma", "0.9"], "--gamma can't be given"),
         (["train", "--env", "CartPole-v1", "--stepps", "3"], "No such option"),
         (["tarin"], "No such command 'tarin'"),
+        (["check", "a.onnx", "--data=b", "--checkpoint=last"], "Give --target too"),
+        (["export", "r", "--out=q.onnx", "--data=q.onnx"], "--out must not be"),
         (["demo", "--steps", "-5"], "steps must be at least 1; got -5"),
     ],
 )
@@ -283,6 +285,20 @@ def test_a_run_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
     arguments = ["train", "--env", "CartPole-v1", "--out", str(folder)]
     assert run(arguments) == ExitCode.BAD_INPUT
     assert f"{folder} must be writable; got Not a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("rollout/q.onnx", "--out must not be, nor lie in, what the command reads"),
+        ("q.onnx", "a run folder is one that"),  # what is refused next, of this one
+    ],
+)
+def test_an_export_into_what_it_reads_is_refused(out, said, tmp_path, capsys):
+    (tmp_path / "rollout").mkdir()
+    assert run(["export", str(tmp_path), f"--out={tmp_path / out}"]) == ExitCode.BAD_INPUT
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["rollout"]
 
 
 def test_an_occupied_run_folder_is_refused(tmp_path, capsys):

@@ -36,6 +36,8 @@ def command(
     With --target against eager PyTorch, as the export did. Without, which needs no torch, row by
     row against the CPU provider.
     """
+    if checkpoint is not None and target is None:
+        raise click.UsageError("--checkpoint is of a target. Give --target too, or leave it out.")
     with loading("onnxruntime", "onnx", *(["torch"] if target else [])):
         from klppo_compile.export.checking import check_file
         from klppo_compile.export.report import to_json_number

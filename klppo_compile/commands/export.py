@@ -8,6 +8,7 @@ import click
 from rich.table import Table
 
 from klppo_compile.commands.interrupt import loading
+from klppo_compile.commands.outputs import require_apart
 from klppo_compile.commands.plain import add_columns, plain
 from klppo_compile.commands.verdict import positive, row_number
 from klppo_compile.exit_codes import BadInputError, ExitCode
@@ -81,6 +82,8 @@ def command(
         from klppo_compile.export.target import resolve
 
     require_ready(form, opset, out, size)
+    # A run's other files have other endings, and an export may lie beside them.
+    require_apart({"--out": out}, [Path(target) / "rollout", *([] if data is None else [data])])
     found = resolve(target, checkpoint, data)
     if found.example is None:
         raise BadInputError(

@@ -1,6 +1,8 @@
 """`klppo train`: parse, train, say where the files are."""
 
+import os
 import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
@@ -44,7 +46,8 @@ def setting(flag: str, name: str, text: str) -> Callable[[F], F]:
     "folder",
     metavar="RUN_FOLDER",
     type=click.Path(path_type=Path),
-    help="Continue a run in its folder; only --steps and --no-compile may be given with it.",
+    help="Continue a run in its folder; only --steps and --no-compile may be given with it."
+    " Episodes start afresh, so it does not end as a run that was never stopped.",
 )
 @click.option("--no-compile", is_flag=True, help="Run the loss eagerly: slower, the same results.")
 @setting("--num-envs", "num_envs", "Environments stepped side by side.")
@@ -79,6 +82,7 @@ def command(
     with loading():
         from klppo_compile.training.train import train
 
+    _find_modules_here()
     start = partial(train, settings, out or partial(free_folder, Path("runs"), settings))
     with gentle_stop() as stop:
         result = watch(settings, start, stop)
@@ -99,6 +103,7 @@ def _resume(ctx: click.Context, folder: Path) -> ExitCode:
         from klppo_compile.training.run_folder import RunFolder
         from klppo_compile.training.train import resume
 
+    _find_modules_here()
     settings = RunFolder(folder).read_config().settings
     settings = replace(
         settings,
@@ -109,6 +114,12 @@ def _resume(ctx: click.Context, folder: Path) -> ExitCode:
     with gentle_stop() as stop:
         result = watch(settings, start, stop)
     return _conclude(settings, result)
+
+
+def _find_modules_here() -> None:
+    """As `python -m` does, so that an environment's module in the current folder is found."""
+    if os.getcwd() not in sys.path:  # noqa: PTH109  sys.path holds strings
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109
 
 
 def _conclude(settings: TrainSettings, result: "TrainResult") -> ExitCode:
