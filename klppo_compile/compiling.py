@@ -13,6 +13,7 @@ from torch._dynamo import config
 from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, TorchDynamoException
 from torch.nn.parameter import is_lazy
 
+from klppo_compile import any_size
 from klppo_compile.loss import KLPENPPOLoss
 
 CompiledLoss = Callable[[TensorDictBase], TensorDictBase]
@@ -59,8 +60,7 @@ CODE = {
 def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any) -> CompiledLoss:
     """Compile a loss into one graph forward and one backward.
 
-    Beta, the coefficients and (after its second size) the batch size move without a recompilation;
-    see README's limits for what Inductor itself compiles by size.
+    Beta, the coefficients and (after its second size) the batch size move without a recompilation.
     Each call has graphs of its own, so losses of any number and architecture live in one process.
     That code stays what it was is not checked at every call (see `may_change`).
     Whether beta moves is decided outside the graph: a recomputation inside a backward (activation
@@ -107,6 +107,7 @@ def compile_loss(loss: KLPENPPOLoss, *, cudagraphs: bool = False, **options: Any
         options["options"] = ours | options.get("options", {})
     if LIMITED:
         options.setdefault("recompile_limit", max(KINDS, config.recompile_limit))
+    options = any_size.preferred(options, loss.beta.device)
     graph: Any = torch.compile(_apart(loss.run), fullgraph=True, **options)
     met = False  # a memory-mapped tensor
 

@@ -11,7 +11,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import InteractionType, dispatch, set_interaction_type
 from torch import Tensor, nn
 
-from klppo_compile import arguments
+from klppo_compile import any_size, arguments
 from klppo_compile.coefficients import BETA_NUMBERS, OPTIONAL, ScheduledLoss
 from klppo_compile.functional import loss_of_checked
 from klppo_compile.inputs import read_minibatch
@@ -201,6 +201,10 @@ class KLPENPPOLoss(ScheduledLoss):
         if torch.compiler.is_compiling():
             return self.run(tensordict, self.moves_beta(), self.beta)
         return self.run(tensordict, self.moves_beta(), self.used_betas.of(tensordict, self.beta))
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """`torch.nn.Module.compile`; Inductor's code for a CPU serves batches of any size."""
+        super().compile(*args, **any_size.preferred(options, self.beta.device))
 
     def run(self, tensordict: TensorDictBase, move_beta: bool, beta: Tensor) -> TensorDict:
         """`forward`, told whether beta moves, and the beta to use."""

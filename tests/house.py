@@ -12,7 +12,7 @@ ROOM_FOLDERS = SETUPTOOLS.get("package-dir", {})
 
 # A unit is a file or folder of the package; it may import any unit of an earlier row.
 LAYERS = (
-    ("passes",),
+    ("any_size", "passes"),
     ("vocabulary",),
     ("series",),
     ("records",),
