@@ -56,6 +56,18 @@ def test_nothing_of_inductor_stays_changed():
     assert (CppKernel.need_use_acc_helper, cache.cache_key_tag) == before
 
 
+def test_graphs_in_the_cache_that_hold_guards_are_left_there():
+    found = []
+    for backend in ("inductor", "inductor", any_size.inductor, any_size.inductor):
+        torch.compiler.reset()
+        counters.clear()
+        compiled = torch.compile(lambda x: x.sum(), dynamic=True, backend=backend)
+        for rows in (8, 5_000):
+            compiled(torch.ones(rows))
+        found.append(counters["stats"]["unique_graphs"])
+    assert found == [2, 2, 1, 1]
+
+
 def test_modes_and_options_reach_inductor():
     seen = []
 
