@@ -8,10 +8,12 @@ import pytest
 
 from klppo_compile.exit_codes import BadInputError
 from klppo_compile.perf.comparing.accepting import Accepted
+from klppo_compile.perf.gpu.job import FLOOR as GPU_FLOOR
 from klppo_compile.perf.history.change_points import change_points, relative_noise
 from klppo_compile.perf.history.files import read_history
 from klppo_compile.perf.history.series import series_of
 from klppo_compile.perf.page.chart import chart
+from klppo_compile.perf.providers import YARDSTICKS
 from klppo_compile.perf.rows import Row, write_document
 from tests.perf_history_cases import MACHINE, header, rows, write_history
 
@@ -296,9 +298,10 @@ def test_a_change_since_the_base_moved_is_one(tmp_path):
     assert (drawn["s"], drawn["c"][0][:3], drawn["n"]) == (9, [16, 1.0, 1.2], 0)
 
 
-def test_a_peer_is_not_judged(tmp_path):
+@pytest.mark.parametrize("provider", ["torchrl eager", GPU_FLOOR, *(p.name for p in YARDSTICKS)])
+def test_a_peer_or_a_yardstick_is_not_judged(tmp_path, provider):
     for number, value in enumerate([17.0, 18.0, 16.0]):
-        row = Row("w", "torchrl eager", "m", "", value, value, value, 1, "lower", "exact")
+        row = Row("w", provider, "m", "", value, value, value, 1, "lower", "exact")
         write_document(tmp_path / f"{number}.json", header(number), [row])
         (series,) = series_of(read_history(tmp_path))
         assert (len(series.changes), series.state, series.setback) == (number, "same", 0)

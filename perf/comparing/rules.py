@@ -19,6 +19,8 @@ from klppo_compile.perf.rows import Row
 COUNTED_MARGIN, TIMED_MARGIN = 0.005, 0.01
 OURS, PEERS = "our", "torchrl"
 """Begin of our names; and of theirs who are measured beside us: told of, not judged."""
+YARDSTICKS = ("networks alone", "copy of the minimum bytes", "byte floor")
+"""Begin of the names of what we are measured against: it moves with the machine and with torch."""
 RATIOS = ("speed over torchrl eager",)
 """Timed metrics that two runs can be compared by, for torchrl was measured within each."""
 LAUNCH_SPREAD = 0.07

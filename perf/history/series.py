@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from klppo_compile.perf.comparing.accepting import Accepted, decision_on
 from klppo_compile.perf.comparing.documents import NEEDS
-from klppo_compile.perf.comparing.rules import PEERS
+from klppo_compile.perf.comparing.rules import PEERS, YARDSTICKS
 from klppo_compile.perf.history.change_points import LEAST_STEP, ChangePoint, change_points
 from klppo_compile.perf.history.files import Run
 from klppo_compile.perf.rows import Row, metric_of, of_launches
@@ -49,8 +49,8 @@ class Series:
 
     @property
     def is_judged(self) -> bool:
-        """Whether its changes are good or bad news: a peer's are told of."""
-        return not self.latest.provider.startswith(PEERS)
+        """Whether its changes are good or bad news: a peer's or a yardstick's are told of."""
+        return not self.latest.provider.startswith((PEERS, *YARDSTICKS))
 
     @property
     def values(self) -> list[float]:
